@@ -1,0 +1,100 @@
+"""What the relay and the projectors need of a broker, and nothing more.
+
+A broker has topics; a topic has partitions; a partition is an ordered run of messages with rising
+offsets. Messages of one key go to one partition, in the order published. Two implementations live
+beside this file (Kafka, and PostgreSQL itself for the embedded mode); one conformance suite runs
+against all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+
+class TopicPartition(NamedTuple):
+    topic: str
+    partition: int
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message to publish. ``key`` decides its partition and its order."""
+
+    topic: str
+    key: str
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message as a consumer gets it."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: str
+    value: bytes | None
+    headers: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class Producer(Protocol):
+    """Publishes in order. Used by one thread."""
+
+    def publish(self, messages: Sequence[Message]) -> Sequence[tuple[TopicPartition, int]]:
+        """Publish all and return each one's partition and offset once every one is durable, in the order given.
+
+        Topics that do not exist are made. Raises :class:`~outbox.errors.BrokerUnavailable` (some may
+        have been published: publish them all again) or :class:`~outbox.errors.MessageRefused`.
+        """
+
+    def close(self) -> None:
+        """Release the connection. Nothing published is lost by it."""
+
+
+class Consumer(Protocol):
+    """One member of one group. Used by one thread."""
+
+    def poll(self, max_messages: int, timeout_s: float) -> Sequence[Delivery]:
+        """Up to ``max_messages``, waiting at most ``timeout_s`` for the first; per partition in offset order.
+
+        A partition that has just been assigned starts where ``start`` (given to
+        :meth:`Broker.consumer`) says. Raises :class:`~outbox.errors.BrokerUnavailable`.
+        """
+
+    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Tell the broker that everything below these offsets is done (for its own tools' eyes: the
+        truth is the projector's checkpoint). A lost or refused commit is not an error."""
+
+    def assignment(self) -> frozenset[TopicPartition]:
+        """The partitions this member has now."""
+
+    def close(self) -> None:
+        """Leave the group."""
+
+
+class Start(Protocol):
+    """Where to begin in a partition: the next offset to read, or None for its earliest one."""
+
+    def __call__(self, partition: TopicPartition) -> int | None: ...
+
+
+class Broker(Protocol):
+    """A broker's address and settings; connections are opened by the calls."""
+
+    def producer(self) -> Producer:
+        """A connected producer, safe against reordering and duplicates of its own retries."""
+
+    def consumer(self, group: str, topics: Sequence[str], start: Start) -> Consumer:
+        """A member of ``group``; partitions of ``topics`` are shared among its members.
+
+        Topics that do not exist yet are made, so that nothing published later is missed.
+        """
+
+    def ends(self, topics: Sequence[str]) -> Mapping[TopicPartition, int]:
+        """The offset the next message of each partition will get; topics that do not exist are left out."""
+
+    def close(self) -> None:
+        """Release what the broker object itself holds."""

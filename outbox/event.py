@@ -1,0 +1,74 @@
+"""Events as producers write them and as readers get them."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from outbox.errors import InvalidEvent
+
+Data = Mapping[str, Any]
+
+STREAM_LENGTH_MAX: Final = 1024
+"""Characters in a stream's name: it must fit a B-tree entry (2,704 bytes) and every store's key."""
+
+
+def uuid7() -> uuid.UUID:
+    """A time-ordered UUID, version 7 (RFC 9562, section 5.7): 48 bits of milliseconds, 74 random bits."""
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    return uuid.UUID(int=value & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62)
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """An event to append. ``id`` makes the append idempotent: give the same id when trying again."""
+
+    type: str
+    data: Data
+    id: uuid.UUID = field(default_factory=uuid7)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """The envelope's free part: correlation_id, causation_id, traceparent and whatever the producer adds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event as it stands in the log."""
+
+    stream: str
+    version: int
+    """1..n without a gap, per stream."""
+    type: str
+    data: Data
+    """Decoded and brought up to the newest schema version; treat it as read-only."""
+    id: uuid.UUID
+    position: int
+    """Place in the log: unique and rising within a stream; across streams there may be gaps."""
+    at: datetime
+    meta: Mapping[str, Any]
+
+    @property
+    def category(self) -> str:
+        return category_of(self.stream)
+
+
+def category_of(stream: str) -> str:
+    """The part of a stream's name before the first ``-`` (the whole name if there is none)."""
+    return stream.partition("-")[0]
+
+
+def check_stream(stream: str) -> str:
+    """Return ``stream`` if it can name a stream, else raise :class:`InvalidEvent`."""
+    if not stream or not category_of(stream):
+        raise InvalidEvent(f"stream name {stream!r} is empty before its first '-'", "stream")
+    if len(stream) > STREAM_LENGTH_MAX:
+        raise InvalidEvent(f"stream name of {len(stream)} characters is longer than {STREAM_LENGTH_MAX}", "stream")
+    if "\x00" in stream or not stream.isprintable():
+        raise InvalidEvent(f"stream name {stream!r} holds a character that cannot be printed", "stream")
+    if any(not (c.isascii() and (c.isalnum() or c in "._")) for c in category_of(stream)):
+        raise InvalidEvent(f"category {category_of(stream)!r} may hold only letters, digits, '.' and '_'", "stream")
+    return stream

@@ -1,0 +1,143 @@
+"""Records: what a store should hold, as a pure function of a stream's state.
+
+A record's key is owned by exactly one stream. Every record can be brought to a canonical form of
+plain JSON values; its digest is what ``verify`` compares, so a sink must be able to give back what it
+was given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import orjson
+
+Scalar = str | int | float | bool
+Properties = Mapping[str, Any]
+"""Names to scalars, or to lists of scalars; no nesting, and no None (leave the name out)."""
+
+DIGEST_BYTES: Final = 16
+"""128 bits: two differing records of 10^9 share a digest with a chance below 10^-20."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A directed edge, owned by the node that states it. At most one per (kind, target) and node."""
+
+    kind: str
+    target: str
+    """Key of the node pointed at; it may come later (a stub stands in until then) or never."""
+    properties: Properties = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A graph node with the edges it owns."""
+
+    key: str
+    kind: str
+    name: str
+    properties: Properties = field(default_factory=dict)
+    edges: Sequence[Edge] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """A point in a vector store. ``embedding`` is filled in from ``text`` by the projector if it is None."""
+
+    key: str
+    text: str
+    metadata: Mapping[str, Scalar] = field(default_factory=dict)
+    embedding: Sequence[float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A full-text document."""
+
+    key: str
+    kind: str
+    title: str
+    text: str
+    properties: Properties = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A relational row: any JSON-able columns beside the key."""
+
+    key: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A key and its JSON-able value."""
+
+    key: str
+    value: Any = None
+
+
+Record = Vector | Node | Document | Row | Value
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One record as of one version of its stream; ``record`` None is a tombstone.
+
+    A sink applies it only if ``version`` is greater than the version stored under ``key``, tombstones
+    included: so changes may come in any order, any number of times, with the same end.
+    """
+
+    key: str
+    stream: str
+    version: int
+    record: Record | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A live record as a store holds it (tombstones and stubs are not given)."""
+
+    key: str
+    stream: str
+    version: int
+    digest: bytes
+
+
+def canonical(record: Record) -> bytes:
+    """The record as sorted JSON. Embeddings are compared as float32, edges and properties without order."""
+    match record:
+        case Vector():
+            body: Any = [record.text, dict(record.metadata), _float32(record.embedding)]
+        case Node():
+            edges = sorted([e.kind, e.target, _json(dict(e.properties)).decode()] for e in record.edges)
+            body = [record.kind, record.name, dict(record.properties), edges]
+        case Document():
+            body = [record.kind, record.title, record.text, dict(record.properties)]
+        case Row():
+            body = dict(record.columns)
+        case Value():
+            body = record.value
+    return _json([type(record).__name__, record.key, body])
+
+
+def digest(record: Record) -> bytes:
+    """BLAKE2b of the canonical form, :data:`DIGEST_BYTES` long."""
+    return hashlib.blake2b(canonical(record), digest_size=DIGEST_BYTES).digest()
+
+
+def by_key(records: Iterable[Record]) -> dict[str, Record]:
+    """The records by key; the last one of a key stands."""
+    return {r.key: r for r in records}
+
+
+def _json(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+def _float32(embedding: Sequence[float] | None) -> str | None:
+    return None if embedding is None else np.asarray(embedding, dtype="<f4").tobytes().hex()

@@ -1,0 +1,47 @@
+"""What a store must be able to do to be kept equal to the log: five methods.
+
+A sink writes one projection's records into one store. Each projection has *generations* in the store
+(separate collections, indexes, tables or labels, named by the caller: short, ``[a-z0-9_]+``); one of
+them serves, others are being built or kept for rollback. Which one serves is decided by the product's
+own table in PostgreSQL; ``switch`` lets a store that has aliases of its own follow.
+
+Found by entry point group ``outbox.sinks``: the entry's name is the store's name in the settings, its
+object a function ``open(projection: str, settings: Mapping[str, Any]) -> ContextManager[Sink]``.
+A sink must pass the conformance suite (tests/conformance/test_sinks.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from projectors.record import Change, Stored
+
+
+class Sink(Protocol):
+    """A sink is used by one thread at a time."""
+
+    def prepare(self, generation: str) -> None:
+        """Make the generation's collection, index, table or constraints if they are not there. Idempotent."""
+
+    def apply(self, generation: str, changes: Sequence[Change]) -> None:
+        """Make the store hold these changes, durably, each under its version guard.
+
+        A change applies if its version is greater than the one stored under its key; a tombstone removes
+        the record and stays as a versioned mark. ``changes`` may repeat a key (the greatest version wins)
+        and may be empty. When it returns, every change is applied or was overtaken; when it raises, any
+        part may be applied, and applying the same batch again is safe.
+
+        Raises :class:`~outbox.errors.StoreUnavailable` (try again) or
+        :class:`~outbox.errors.RecordsRefused` (those for good, all others are applied).
+        """
+
+    def scan(self, generation: str, keys: Sequence[str] | None = None) -> Iterator[Stored]:
+        """Every live record (or those of ``keys`` that are there), read back from the store's own data, in
+        any order and bounded memory. The digest is of the record rebuilt from what the store holds."""
+
+    def switch(self, generation: str) -> None:
+        """Point the store's own alias, where it has one, at the generation, in one step. Idempotent."""
+
+    def drop(self, generation: str) -> None:
+        """Remove the generation and all it holds. Idempotent."""
