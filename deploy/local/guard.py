@@ -1,0 +1,67 @@
+"""A small process that ends the servers if the one that started them dies without doing so.
+
+A test run that is killed would otherwise leave gigabytes of servers behind. The guard reads a pipe whose other end
+only we hold: each line names a process; the end of the file means that we are gone, in whichever way.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import suppress
+
+from deploy.local import process
+from deploy.local.process import Pid
+
+CLOSE_WAIT_S = 10.0
+
+
+class Guard:
+    """Watches over the processes that it is told of. Costs one idle Python process, from the first of them on."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[str] | None = None
+
+    def watch(self, pid: Pid) -> None:
+        """End this process if we die before `close`."""
+        if self._child is None:
+            self._child = _spawn()
+        assert self._child.stdin is not None
+        self._child.stdin.write(f"{pid.number} {pid.born_s}\n")
+        self._child.stdin.flush()
+
+    def close(self) -> None:
+        """Dismiss the guard: the processes it watched are ended if they still run."""
+        if self._child is not None:
+            self._child.communicate(timeout=CLOSE_WAIT_S)
+            self._child = None
+
+
+def _spawn() -> subprocess.Popen[str]:
+    # A session of its own, so that a Ctrl-C meant for us does not reach it before the servers are ended.
+    return subprocess.Popen(
+        [sys.executable, "-m", __name__], stdin=subprocess.PIPE, text=True, start_new_session=True, env=_environment()
+    )
+
+
+def _environment() -> dict[str, str]:
+    import os
+    from pathlib import Path
+
+    root = str(Path(__file__).resolve().parents[2])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+
+
+def main() -> None:
+    """Read pids until the pipe ends, then end what still runs."""
+    watched: list[Pid] = []
+    with suppress(KeyboardInterrupt):
+        for line in sys.stdin:
+            number, born_s = line.split()
+            watched.append(Pid(int(number), float(born_s)))
+    for pid in watched:
+        process.kill(pid)
+
+
+if __name__ == "__main__":
+    main()
