@@ -1,0 +1,281 @@
+"""Rows and values in PostgreSQL: one table per generation, one view that serves.
+
+A generation is the table ``<projection>:<generation>`` (key, stream, version, deleted, kind, body); the
+serving one is read through the view ``<projection>``, which hides tombstones and never changes its
+columns. ``body`` is ``json``, not ``jsonb``: jsonb turns ``-0.0`` into ``0``, forgets ``1.0`` and refuses
+``\\u0000``, and a record must come back as it went in. ``body ->> 'name'`` works, and may be indexed.
+
+Settings: ``dsn`` (libpq's form), ``schema`` (default ``outbox_rows``), ``timeout_s`` (of a statement,
+default 30).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from typing import Any, Final, LiteralString
+
+import orjson
+import psycopg
+from psycopg import errors, sql
+
+from outbox.errors import RecordsRefused, SettingsError, StoreError, StoreUnavailable
+from projectors.record import Change, Row, Stored, Value, digest
+
+SCHEMA: Final = "outbox_rows"
+TIMEOUT_S: Final = 30.0
+CONNECT_TIMEOUT_S: Final = 10
+PAGE_ROWS: Final = 1_000
+"""Rows read at a time by ``scan``."""
+STATEMENT_ROWS: Final = 5_000
+STATEMENT_BYTES: Final = 16 * 1024 * 1024
+"""A bigger batch goes in several statements: both ends hold a statement in memory whole."""
+NAME_BYTES: Final = 63
+"""PostgreSQL cuts longer identifiers silently, and two generations could then be one table."""
+
+_Refusals = dict[str, str]
+_REFUSED = (
+    psycopg.DataError,
+    psycopg.IntegrityError,
+    errors.ProgramLimitExceeded,
+    errors.StatementTooComplex,
+    UnicodeEncodeError,
+)
+_PASSING = (psycopg.OperationalError, psycopg.InterfaceError, errors.ReadOnlySqlTransaction)
+
+_LOCK: Final[LiteralString] = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))"
+_CREATE_SCHEMA: Final[LiteralString] = "CREATE SCHEMA IF NOT EXISTS {schema}"
+_CREATE_TABLE: Final[LiteralString] = """
+CREATE TABLE IF NOT EXISTS {table} (
+    key text COLLATE "C" PRIMARY KEY,
+    stream text NOT NULL,
+    version bigint NOT NULL,
+    deleted boolean NOT NULL,
+    kind text NOT NULL,
+    body json
+)"""
+_CREATE_VIEW: Final[LiteralString] = """
+CREATE OR REPLACE VIEW {view} AS SELECT key, stream, version, kind, body FROM {table} WHERE NOT deleted"""
+_DROP_TABLE: Final[LiteralString] = "DROP TABLE IF EXISTS {table} CASCADE"
+_UPSERT: Final[LiteralString] = """
+INSERT INTO {table} AS t (key, stream, version, deleted, kind, body)
+SELECT key, stream, version, deleted, kind, body::json
+FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::boolean[], %s::text[], %s::text[])
+    AS new (key, stream, version, deleted, kind, body)
+ON CONFLICT (key) DO UPDATE
+SET stream = excluded.stream, version = excluded.version, deleted = excluded.deleted,
+    kind = excluded.kind, body = excluded.body
+WHERE t.version < excluded.version"""
+_FIRST_PAGE: Final[LiteralString] = """
+SELECT key, stream, version, kind, body::text FROM {table} WHERE NOT deleted ORDER BY key LIMIT %s"""
+_NEXT_PAGE: Final[LiteralString] = """
+SELECT key, stream, version, kind, body::text FROM {table}
+WHERE NOT deleted AND key > %s ORDER BY key LIMIT %s"""
+_BY_KEYS: Final[LiteralString] = """
+SELECT key, stream, version, kind, body::text FROM {table} WHERE NOT deleted AND key = ANY(%s)"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """One row of the upsert, its fields in the statement's order."""
+
+    key: str
+    stream: str
+    version: int
+    deleted: bool
+    kind: str
+    body: str | None
+
+
+class PostgresSink:
+    """A :class:`~projectors.sinks.protocol.Sink` of Row and Value, on a connection of its own.
+
+    The connection is opened at the first call and again after it was lost.
+    """
+
+    def __init__(self, projection: str, dsn: str, schema: str = SCHEMA, timeout_s: float = TIMEOUT_S) -> None:
+        self._projection = projection
+        self._dsn = dsn
+        self._schema = schema
+        self._timeout_s = timeout_s
+        self._connection: psycopg.Connection[Any] | None = None
+
+    def prepare(self, generation: str) -> None:
+        self._define(generation, _CREATE_SCHEMA, _CREATE_TABLE)
+
+    def switch(self, generation: str) -> None:
+        self._define(generation, _CREATE_VIEW)
+
+    def drop(self, generation: str) -> None:
+        """Drops the table, and with it the view if it serves this generation."""
+        if self._exists(generation):
+            self._define(generation, _DROP_TABLE)
+
+    def apply(self, generation: str, changes: Sequence[Change]) -> None:
+        refused: _Refusals = {}
+        upsert = self._statement(_UPSERT, generation)
+        with self._connected() as connection:
+            for lines in _statements(_lines(changes, refused)):
+                _write(connection, upsert, lines, refused)
+        if refused:
+            raise RecordsRefused(refused)
+
+    def scan(self, generation: str, keys: Sequence[str] | None = None) -> Iterator[Stored]:
+        pages = self._all_pages(generation) if keys is None else self._pages_of(generation, keys)
+        for page in pages:
+            yield from (_stored(*row) for row in page)
+
+    def close(self) -> None:
+        """Close the connection. Idempotent."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _all_pages(self, generation: str) -> Iterator[list[tuple[Any, ...]]]:
+        # Pages by key instead of a cursor: no transaction stays open while the caller thinks.
+        page = self._rows(self._statement(_FIRST_PAGE, generation), (PAGE_ROWS,))
+        while page:
+            yield page
+            last = page[-1][0]
+            page = self._rows(self._statement(_NEXT_PAGE, generation), (last, PAGE_ROWS))
+
+    def _pages_of(self, generation: str, keys: Sequence[str]) -> Iterator[list[tuple[Any, ...]]]:
+        possible = [key for key in dict.fromkeys(keys) if _storable(key)]
+        statement = self._statement(_BY_KEYS, generation)
+        for start in range(0, len(possible), PAGE_ROWS):
+            yield self._rows(statement, (possible[start : start + PAGE_ROWS],))
+
+    def _rows(self, statement: sql.Composed, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        with self._connected() as connection:
+            return connection.execute(statement, parameters).fetchall()
+
+    def _exists(self, generation: str) -> bool:
+        name = self._table(generation).as_string(None)
+        return self._rows(sql.SQL("SELECT to_regclass(%s) IS NOT NULL").format(), (name,))[0][0] is True
+
+    def _define(self, generation: str, *templates: LiteralString) -> None:
+        """Run definitions in one transaction, one process at a time: PostgreSQL's IF NOT EXISTS races."""
+        with self._connected() as connection, connection.transaction():
+            connection.execute(_LOCK, (f"{self._schema}.{self._projection}",))
+            for template in templates:
+                connection.execute(self._statement(template, generation))
+
+    def _statement(self, template: LiteralString, generation: str) -> sql.Composed:
+        return sql.SQL(template).format(
+            schema=sql.Identifier(self._schema),
+            table=self._table(generation),
+            view=sql.Identifier(self._schema, self._projection),
+        )
+
+    def _table(self, generation: str) -> sql.Identifier:
+        name = f"{self._projection}:{generation}"
+        if len(name.encode()) > NAME_BYTES:
+            raise SettingsError(f"postgres: table name {name!r} is longer than {NAME_BYTES} bytes, shorten projection")
+        return sql.Identifier(self._schema, name)
+
+    @contextmanager
+    def _connected(self) -> Iterator[psycopg.Connection[Any]]:
+        try:
+            yield self._open()
+        except _PASSING as error:
+            self.close()
+            raise StoreUnavailable(f"postgres: {_line(error)}") from error
+        except psycopg.Error as error:
+            raise StoreError(f"postgres: {_line(error)}") from error
+
+    def _open(self) -> psycopg.Connection[Any]:
+        if self._connection is None or self._connection.closed:
+            connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S)
+            self._connection = connection
+            timeout_ms = str(round(self._timeout_s * 1000))
+            connection.execute("SELECT set_config('statement_timeout', %s, false)", (timeout_ms,))
+        return self._connection
+
+
+@contextmanager
+def open_sink(projection: str, settings: Mapping[str, Any]) -> Iterator[PostgresSink]:
+    """A sink for one projection. Raises :class:`~outbox.errors.SettingsError` if ``dsn`` is missing."""
+    if not settings.get("dsn"):
+        raise SettingsError("postgres: the setting dsn is missing")
+    # The separator keeps "a" + "b:c" and "a:b" + "c" from being one table.
+    if not projection or ":" in projection or len(projection.encode()) > NAME_BYTES:
+        raise SettingsError(f"postgres: projection {projection!r} cannot name a view")
+    schema = str(settings.get("schema") or SCHEMA)
+    sink = PostgresSink(projection, str(settings["dsn"]), schema, float(settings.get("timeout_s") or TIMEOUT_S))
+    try:
+        yield sink
+    finally:
+        sink.close()
+
+
+def _write(
+    connection: psycopg.Connection[Any], upsert: sql.Composed, lines: Sequence[_Line], refused: _Refusals
+) -> None:
+    """Write the lines in one statement; if PostgreSQL refuses it, halve it until the culprits stand alone."""
+    try:
+        connection.execute(upsert, [list(column) for column in zip(*map(astuple, lines), strict=True)])
+    except _REFUSED as error:
+        if len(lines) == 1:
+            refused[lines[0].key] = _line(error)
+            return
+        half = len(lines) // 2
+        _write(connection, upsert, lines[:half], refused)
+        _write(connection, upsert, lines[half:], refused)
+
+
+def _lines(changes: Sequence[Change], refused: _Refusals) -> list[_Line]:
+    """The greatest version of each key, by key: rows are locked in one order, so batches cannot deadlock."""
+    newest: dict[str, Change] = {}
+    for change in changes:
+        if change.key not in newest or newest[change.key].version < change.version:
+            newest[change.key] = change
+    lines = []
+    for key in sorted(newest):
+        try:
+            lines.append(_as_line(newest[key]))
+        except TypeError as error:  # orjson's, too: it raises a subclass for what JSON cannot say
+            refused[key] = str(error)
+    return lines
+
+
+def _as_line(change: Change) -> _Line:
+    match change.record:
+        case None:
+            kind, body = "", None
+        case Row():
+            kind, body = "row", orjson.dumps(dict(change.record.columns)).decode()
+        case Value():
+            kind, body = "value", orjson.dumps(change.record.value).decode()
+        case other:
+            raise TypeError(f"postgres takes Row and Value, not {type(other).__name__}")
+    return _Line(change.key, change.stream, change.version, change.record is None, kind, body)
+
+
+def _statements(lines: Sequence[_Line]) -> Iterator[list[_Line]]:
+    """The lines cut where a statement would pass STATEMENT_ROWS or STATEMENT_BYTES."""
+    part: list[_Line] = []
+    size = 0
+    for line in lines:
+        length = len(line.body or "") + len(line.key)
+        if part and (len(part) == STATEMENT_ROWS or size + length > STATEMENT_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(line)
+        size += length
+    if part:
+        yield part
+
+
+def _stored(key: str, stream: str, version: int, kind: str, body: str) -> Stored:
+    content = orjson.loads(body)
+    record = Row(key, content) if kind == "row" else Value(key, content)
+    return Stored(key, stream, version, digest(record))
+
+
+def _storable(key: str) -> bool:
+    return "\x00" not in key and not any("\ud800" <= c <= "\udfff" for c in key)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
