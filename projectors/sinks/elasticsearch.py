@@ -1,0 +1,388 @@
+"""Documents in Elasticsearch: one index per generation, guarded by external versions.
+
+The guard is Elasticsearch's own: every document is indexed with ``version_type=external`` and its stream's
+version, so an older or equal write is answered 409, which is success here (it was overtaken or applied
+before). Elasticsearch forgets the version of a deleted document after ``index.gc_deletes`` (60 s), so a
+tombstone is no delete but a small document ``{"deleted": true}`` under the same guard; readers, scans and
+the alias filter it out.
+
+An index takes bulk writes only through an alias of its own (``<index>-write``, with ``require_alias``): a late
+write to a dropped generation is answered 404 instead of making a new index with a guessed mapping.
+
+Settings: ``url``; optional ``username`` and ``password``, or ``api_key``; ``shards`` (1), ``replicas`` (0, one
+node), ``refresh`` (false; true or "wait_for" make ``apply`` return once a search sees its changes) and
+``timeout_s`` (30). Works with Elasticsearch 9; needs no script, reindex or by-query support.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import orjson
+from elastic_transport import ConnectionTimeout
+from elasticsearch import ApiError, BadRequestError, Elasticsearch, NotFoundError, TransportError
+from elasticsearch.serializer import OrjsonSerializer
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+
+from outbox.errors import RecordsRefused, SettingsError, StoreError, StoreUnavailable
+from projectors.record import Change, Document, Stored, digest
+
+BULK_BYTES_MAX: Final = 10 * 1024 * 1024
+"""Elasticsearch's own advice is 5-15 MB a bulk request; it refuses bodies above 100 MB."""
+BULK_COUNT_MAX: Final = 1_000
+DOCUMENT_BYTES_MAX: Final = BULK_BYTES_MAX
+ID_BYTES_MAX: Final = 512
+"""Elasticsearch's limit of ``_id``."""
+PAGE_COUNT_MAX: Final = 1_000
+PAGE_BYTES: Final = 8 * 1024 * 1024
+"""A scan's pages are sized to about this much text each."""
+PIT_KEEP_ALIVE: Final = "5m"
+"""Per page: a consumer slower than this loses its scan and starts again."""
+RETRY_AFTER_S: Final = 2.0
+"""Elasticsearch gives no Retry-After with its 429; its queues drain within seconds."""
+LIVE: Final[Mapping[str, Any]] = {"bool": {"must_not": {"term": {"deleted": True}}}}
+
+_KEYWORD: Final = {"type": "keyword", "ignore_above": 8_000}  # a term holds 32,766 bytes, a character up to 4
+MAPPINGS: Final[Mapping[str, Any]] = {
+    "dynamic": "strict",
+    "properties": {
+        "key": {**_KEYWORD, "fields": {"words": {"type": "text"}}},
+        "stream": _KEYWORD,
+        "version": {"type": "long"},
+        "kind": _KEYWORD,
+        "title": {"type": "text", "fields": {"raw": {"type": "keyword", "ignore_above": 1_000}}},
+        "text": {"type": "text"},
+        "properties": {"type": "flattened", "ignore_above": 1_000},
+        "deleted": {"type": "boolean"},
+    },
+}
+
+
+class ElasticsearchSettings(BaseModel):
+    """How to reach a cluster, and how to make an index in it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str
+    username: str | None = None
+    password: str | None = None
+    api_key: str | None = None
+    shards: PositiveInt = 1
+    replicas: NonNegativeInt = 0
+    refresh: bool | Literal["wait_for"] = False
+    timeout_s: PositiveFloat = 30.0
+
+
+@contextmanager
+def open_sink(projection: str, settings: Mapping[str, Any]) -> Iterator[ElasticsearchSink]:
+    """The sink of one projection. Opens no connection yet; raises :class:`SettingsError`."""
+    parsed = parse(settings)
+    with connect(parsed) as client:
+        yield ElasticsearchSink(client, projection, parsed)
+
+
+def parse(settings: Mapping[str, Any]) -> ElasticsearchSettings:
+    """Check the settings; raises :class:`SettingsError` that names the key."""
+    try:
+        return ElasticsearchSettings.model_validate(dict(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(f"elasticsearch: setting {key!r}: {first['msg']}") from error
+
+
+def connect(settings: ElasticsearchSettings) -> Elasticsearch:
+    """A client that never tries again by itself (the projector does) and reads JSON without losing a digit."""
+    basic = (settings.username, settings.password or "") if settings.username else None
+    try:
+        return Elasticsearch(
+            settings.url,
+            basic_auth=basic,
+            api_key=settings.api_key,
+            request_timeout=settings.timeout_s,
+            max_retries=0,
+            serializers={"application/vnd.elasticsearch+json": OrjsonSerializer()},
+        )
+    except ValueError as error:
+        raise SettingsError(f"elasticsearch: setting 'url' or its credentials: {error}") from error
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Turn the client's errors into ours: whatever may pass is :class:`StoreUnavailable`."""
+    try:
+        yield
+    except ConnectionTimeout as error:
+        raise StoreUnavailable(f"elasticsearch: {doing}: no answer in time") from error
+    except TransportError as error:
+        raise StoreUnavailable(f"elasticsearch: {doing}: {_one_line(error)}") from error
+    except ApiError as error:
+        if error.status_code in (400, 413):
+            raise StoreError(f"elasticsearch: {doing}: {_one_line(error)}") from error
+        retry_after_s = RETRY_AFTER_S if error.status_code == 429 else None
+        raise StoreUnavailable(f"elasticsearch: {doing}: {_one_line(error)}", retry_after_s) from error
+
+
+def alias_name(projection: str) -> str:
+    """The projection's name as Elasticsearch allows names: lower case, ``[a-z0-9_.-]``, not too long.
+
+    A name that had to be changed gets a part of its hash, so that two projections never share an index.
+    """
+    clean = re.sub(r"[^a-z0-9_.-]", "-", projection.lower()).lstrip("-_.+")[:100]
+    if clean == projection:
+        return clean
+    return f"{clean or 'x'}-{hashlib.blake2b(projection.encode(), digest_size=4).hexdigest()}"
+
+
+def index_name(projection: str, generation: str) -> str:
+    """The index of one generation."""
+    return f"{alias_name(projection)}-{generation}"
+
+
+def document_id(key: str) -> str:
+    """The key itself, or a BLAKE2b of it when it is too long (or too short) for an ``_id``."""
+    data = key.encode()
+    return key if 0 < len(data) <= ID_BYTES_MAX else "blake2b:" + hashlib.blake2b(data, digest_size=32).hexdigest()
+
+
+class ElasticsearchSink:
+    """Keeps one projection's documents; see the module's text and :class:`projectors.sinks.protocol.Sink`."""
+
+    def __init__(self, client: Elasticsearch, projection: str, settings: ElasticsearchSettings) -> None:
+        self._client = client
+        self._projection = projection
+        self._settings = settings
+
+    def prepare(self, generation: str) -> None:
+        """Create the generation's index with its mapping and write alias, if it is not there."""
+        index = self._index(generation)
+        shape = {"number_of_shards": self._settings.shards, "number_of_replicas": self._settings.replicas}
+        try:
+            with translated(f"create index {index}"):
+                self._client.indices.create(
+                    index=index, settings=shape, mappings=MAPPINGS, aliases={f"{index}-write": {}}
+                )
+        except StoreError as error:
+            if not _is(error, "resource_already_exists_exception"):
+                raise
+
+    def apply(self, generation: str, changes: Sequence[Change]) -> None:
+        """Index the changes in bulk requests of bounded size; overtaken ones are answered 409 and left alone."""
+        refused: dict[str, str] = {}
+        target = f"{self._index(generation)}-write"
+        for batch in _batches(changes, refused):
+            self._send(target, batch, refused)
+        if refused:
+            raise RecordsRefused(refused)
+
+    def scan(self, generation: str, keys: Sequence[str] | None = None) -> Iterator[Stored]:
+        """Live documents rebuilt from ``_source``; a full scan refreshes first and reads one point in time."""
+        index = self._index(generation)
+        sources = self._sources(index) if keys is None else self._sources_of(index, keys)
+        return (_stored(source) for source in sources if not source.get("deleted"))
+
+    def switch(self, generation: str) -> None:
+        """Move the alias named like the projection, in one step; it shows no tombstones."""
+        alias, index = alias_name(self._projection), self._index(generation)
+        with translated(f"switch alias {alias}"):
+            # must_exist: without it a removal that no longer fits is answered 200, with the failure in the body.
+            leaving = [
+                {"remove": {"index": old, "alias": alias, "must_exist": True}}
+                for old in self._holders(alias)
+                if old != index
+            ]
+            entering = {"add": {"index": index, "alias": alias, "filter": LIVE}}
+            self._client.indices.update_aliases(actions=[*leaving, entering])
+
+    def drop(self, generation: str) -> None:
+        """Delete the generation's index, and with it its aliases."""
+        with translated(f"delete index {self._index(generation)}"):
+            self._client.indices.delete(index=self._index(generation), ignore_unavailable=True)
+
+    def _index(self, generation: str) -> str:
+        return index_name(self._projection, generation)
+
+    def _holders(self, alias: str) -> list[str]:
+        try:
+            return list(self._client.indices.get_alias(name=alias))
+        except NotFoundError:
+            return []
+
+    def _send(self, target: str, batch: Sequence[_Item], refused: dict[str, str]) -> None:
+        """One bulk request. One that is refused whole is halved until the culprit stands alone."""
+        try:
+            answer = self._bulk(target, batch)
+        except StoreUnavailable:
+            raise
+        except StoreError as error:
+            if len(batch) == 1:
+                refused[batch[0].key] = str(error)
+                return
+            middle = len(batch) // 2
+            self._send(target, batch[:middle], refused)
+            self._send(target, batch[middle:], refused)
+            return
+        for item, result in zip(batch, answer, strict=True):
+            _judge(item, result["index"], refused)
+
+    def _bulk(self, target: str, batch: Sequence[_Item]) -> Sequence[Mapping[str, Any]]:
+        with translated("bulk"):
+            answer = self._client.bulk(
+                index=target,
+                operations=[line for item in batch for line in (item.action, item.source)],  # type: ignore[misc]
+                require_alias=True,
+                refresh=self._settings.refresh,
+                filter_path="items.*.status,items.*.error.type,items.*.error.reason,items.*.error.caused_by",
+            )
+        items: Sequence[Mapping[str, Any]] = answer["items"]
+        return items
+
+    def _sources(self, index: str) -> Iterator[Mapping[str, Any]]:
+        """Every live source, page by page, within one point in time."""
+        with translated(f"scan {index}"):
+            self._client.indices.refresh(index=index)
+            pit = self._client.open_point_in_time(index=index, keep_alive=PIT_KEEP_ALIVE)["id"]
+        size, after = PAGE_COUNT_MAX // 10, None
+        try:
+            while hits := self._page(index, pit, size, after):
+                yield from (hit["_source"] for hit in hits)
+                after = hits[-1]["sort"]
+                size = _next_size(hits)
+        finally:
+            # One that cannot be closed expires by itself, and what made the scan fail must not be hidden by it.
+            with suppress(StoreError), translated(f"scan {index}"):
+                self._client.close_point_in_time(id=pit)
+
+    def _page(self, index: str, pit: str, size: int, after: Any) -> Sequence[Mapping[str, Any]]:
+        with translated(f"scan {index}"):
+            answer = self._client.search(
+                pit={"id": pit, "keep_alive": PIT_KEEP_ALIVE},
+                query=LIVE,
+                sort="_shard_doc",
+                search_after=after,
+                size=size,
+                track_total_hits=False,
+                allow_partial_search_results=False,
+            )
+        hits: Sequence[Mapping[str, Any]] = answer["hits"]["hits"]
+        return hits
+
+    def _sources_of(self, index: str, keys: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+        wanted = list(dict.fromkeys(keys))
+        step = PAGE_COUNT_MAX // 10
+        for start in range(0, len(wanted), step):
+            ids = [document_id(key) for key in wanted[start : start + step]]
+            with translated(f"read {index}"):
+                answer = self._client.mget(index=index, ids=ids)
+            for found in answer["docs"]:
+                if "error" in found:
+                    raise StoreUnavailable(f"elasticsearch: read {index}: {found['error'].get('reason')}")
+                if found["found"]:
+                    yield found["_source"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One change as two lines of a bulk request."""
+
+    key: str
+    action: bytes
+    source: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.action) + len(self.source) + 2  # two line ends
+
+
+def _batches(changes: Sequence[Change], refused: dict[str, str]) -> Iterator[list[_Item]]:
+    """The changes, greatest version per key, in requests within both bounds; what cannot be sent is refused."""
+    newest: dict[str, Change] = {}
+    for change in changes:
+        if change.key not in newest or newest[change.key].version < change.version:
+            newest[change.key] = change
+    batch: list[_Item] = []
+    size = 0
+    for change in newest.values():
+        if (item := _item(change, refused)) is None:
+            continue
+        if batch and (size + item.size > BULK_BYTES_MAX or len(batch) == BULK_COUNT_MAX):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += item.size
+    if batch:
+        yield batch
+
+
+def _item(change: Change, refused: dict[str, str]) -> _Item | None:
+    try:
+        head = {"_id": document_id(change.key), "version": change.version, "version_type": "external"}
+        item = _Item(change.key, orjson.dumps({"index": head}), orjson.dumps(_source(change)))
+    except (TypeError, ValueError) as error:  # orjson: a lone surrogate, an integer beyond 64 bits, a foreign type
+        refused[change.key] = f"not JSON: {error}"
+        return None
+    if item.size > DOCUMENT_BYTES_MAX:
+        refused[change.key] = f"a document of {item.size} bytes is larger than {DOCUMENT_BYTES_MAX}"
+        return None
+    return item
+
+
+def _source(change: Change) -> dict[str, Any]:
+    match change.record:
+        case None:
+            return {"deleted": True}
+        case Document() as document:
+            return {
+                "key": document.key,
+                "stream": change.stream,
+                "version": change.version,
+                "kind": document.kind,
+                "title": document.title,
+                "text": document.text,
+                "properties": dict(document.properties),
+            }
+        case other:
+            raise TypeError(f"the elasticsearch sink takes Document, not {type(other).__name__}")
+
+
+def _judge(item: _Item, result: Mapping[str, Any], refused: dict[str, str]) -> None:
+    """File one item's answer: done, overtaken, refused for good, or raise what may pass."""
+    status = result["status"]
+    if status < 300 or status == 409:
+        return
+    error = result.get("error", {})
+    reason = f"{error.get('type')}: {error.get('reason')}"
+    if status in (400, 413):
+        cause = error.get("caused_by", {}).get("reason")
+        refused[item.key] = f"{reason} ({cause})" if cause else reason
+        return
+    raise StoreUnavailable(f"elasticsearch: bulk: {status} {reason}", RETRY_AFTER_S if status == 429 else None)
+
+
+def _stored(source: Mapping[str, Any]) -> Stored:
+    record = Document(
+        key=source["key"],
+        kind=source["kind"],
+        title=source["title"],
+        text=source["text"],
+        properties=source["properties"],
+    )
+    return Stored(record.key, source["stream"], source["version"], digest(record))
+
+
+def _next_size(hits: Sequence[Mapping[str, Any]]) -> int:
+    mean = sum(len(hit["_source"]["text"]) for hit in hits) // len(hits) + 1
+    return max(1, min(PAGE_COUNT_MAX, PAGE_BYTES // mean))
+
+
+def _is(error: StoreError, kind: str) -> bool:
+    return isinstance(error.__cause__, BadRequestError) and error.__cause__.error == kind
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]
