@@ -1,0 +1,120 @@
+"""The relay's cursor: which rows of the outbox are published, whatever order transactions commit in.
+
+Sequences are drawn before commit, so a row with a lower ``seq`` may become visible after one with a higher
+``seq``: a cursor ``seq > last`` loses it. This one works as PgQ's ticks do (Skytools, "PgQ generic queue"):
+between two snapshots *a* and *b* lie the rows of the transactions that *b* sees and *a* does not. Each such
+*window* is published in the order of ``seq``, page by page; ``last`` says how far.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from outbox.database import Connection
+from outbox.errors import Fenced
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """``pg_snapshot`` (PostgreSQL manual, 9.27.11): below xmin all is over, from xmax on nothing has begun."""
+
+    text: str
+
+    @property
+    def xmin(self) -> int:
+        return int(self.text.split(":")[0])
+
+    @property
+    def xmax(self) -> int:
+        return int(self.text.split(":")[1])
+
+    @property
+    def in_progress(self) -> list[str]:
+        """The transactions between xmin and xmax that were not over, as text for a cast to xid8[]."""
+        listed = self.text.split(":")[2]
+        return listed.split(",") if listed else []
+
+
+BEGINNING: Final = Snapshot("3:3:")
+"""Before every transaction there ever was: 3 is the first normal transaction id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """All rows visible in ``a`` are published; of the window between ``a`` and ``b`` those up to ``last``."""
+
+    a: Snapshot
+    b: Snapshot
+    last: int = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether a window is published in part."""
+        return self.a != self.b
+
+
+_LOAD: Final = """
+INSERT INTO outbox.relay_cursor (name, epoch, a, b, last)
+VALUES (%(name)s, %(epoch)s, %(start)s::pg_snapshot, %(start)s::pg_snapshot, 0)
+ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch WHERE relay_cursor.epoch <= excluded.epoch
+RETURNING a::text, b::text, last
+"""
+
+# One statement: the lease is ours and goes on, the cursor moves, the map of what is published follows.
+_ADVANCE: Final = """
+WITH leader AS (
+    UPDATE outbox.lease SET expires_at = clock_timestamp() + make_interval(secs => %(ttl_s)s)
+    WHERE name = %(name)s AND epoch = %(epoch)s RETURNING epoch
+), moved AS (
+    UPDATE outbox.relay_cursor c
+    SET a = %(a)s::pg_snapshot, b = %(b)s::pg_snapshot, last = %(last)s, at = clock_timestamp()
+    FROM leader WHERE c.name = %(name)s AND c.epoch = leader.epoch RETURNING c.name
+), mapped AS (
+    INSERT INTO outbox.published AS p (topic, partition, "offset", horizon)
+    SELECT t, n, o, %(horizon)s::text::xid8
+    FROM moved, unnest(%(topics)s::text[], %(partitions)s::int[], %(offsets)s::bigint[]) AS r (t, n, o)
+    ON CONFLICT (topic, partition) DO UPDATE
+    SET "offset" = greatest(p."offset", excluded."offset"), horizon = excluded.horizon, at = clock_timestamp()
+)
+SELECT count(*) FROM moved
+"""
+
+
+def load(connection: Connection, name: str, epoch: int) -> Cursor:
+    """The cursor, now owned by ``epoch``. Raises :class:`~outbox.errors.Fenced` if a newer epoch owns it."""
+    row = connection.execute(_LOAD, {"name": name, "epoch": epoch, "start": BEGINNING.text}).fetchone()
+    if row is None:
+        raise Fenced(f"relay {name!r}: epoch {epoch} is over")
+    return Cursor(Snapshot(row[0]), Snapshot(row[1]), row[2])
+
+
+def advance(
+    connection: Connection,
+    name: str,
+    epoch: int,
+    cursor: Cursor,
+    published: dict[tuple[str, int], int],
+    ttl_s: float,
+) -> None:
+    """Write the cursor and what it has published, and renew the lease; all or nothing, only for the leader.
+
+    ``published``: the last offset by topic and partition. Raises :class:`~outbox.errors.Fenced`.
+    """
+    row = connection.execute(
+        _ADVANCE,
+        {
+            "name": name,
+            "epoch": epoch,
+            "ttl_s": ttl_s,
+            "a": cursor.a.text,
+            "b": cursor.b.text,
+            "last": cursor.last,
+            "horizon": str(cursor.a.xmin),
+            "topics": [t for t, _ in published],
+            "partitions": [p for _, p in published],
+            "offsets": list(published.values()),
+        },
+    ).fetchone()
+    if row is None or row[0] != 1:
+        raise Fenced(f"relay {name!r}: another process has taken over from epoch {epoch}")

@@ -1,0 +1,121 @@
+"""The poll engine: reads the outbox window by window (see :mod:`outbox.relay.cursor`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psycopg
+
+from outbox.broker.protocol import Message
+from outbox.database import Connection
+from outbox.envelope import event_message, plain_message
+from outbox.relay.cursor import Cursor, Snapshot
+
+_COLUMNS: Final = """
+o.seq, o.position, coalesce(o.topic, ''), coalesce(o.key, e.stream), o.headers, coalesce(o.payload, e.data),
+e.version, e.type, e.id, e.at, e.meta
+"""
+
+# A window that begins now: what this statement sees is what the new snapshot b sees, so nothing else is asked.
+_BEGIN: Final = f"""
+WITH s AS MATERIALIZED (SELECT pg_current_snapshot()::text AS b),
+o AS (
+    SELECT * FROM (
+        SELECT * FROM outbox.outbox WHERE xid >= %(xmax)s::text::xid8
+        UNION ALL
+        SELECT * FROM outbox.outbox WHERE xid = ANY (%(in_progress)s::text[]::xid8[])
+    ) r ORDER BY seq LIMIT %(limit)s
+)
+SELECT s.b, {_COLUMNS} FROM s LEFT JOIN o ON true LEFT JOIN outbox.event e USING (position) ORDER BY o.seq
+"""
+
+# The rest of a window too large for one page: sorted once by a cursor of the server's, then fetched.
+_CONTINUE: Final = f"""
+WITH o AS (
+    SELECT * FROM (
+        SELECT * FROM outbox.outbox WHERE xid >= %(xmax)s::text::xid8 AND xid < %(xmax_b)s::text::xid8
+        UNION ALL
+        SELECT * FROM outbox.outbox WHERE xid = ANY (%(in_progress)s::text[]::xid8[])
+    ) r WHERE seq > %(last)s AND pg_visible_in_snapshot(xid, %(b)s::pg_snapshot) ORDER BY seq
+)
+SELECT {_COLUMNS} FROM o LEFT JOIN outbox.event e USING (position) ORDER BY o.seq
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """One row of the outbox, and the message it becomes."""
+
+    seq: int
+    position: int | None
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Rows to publish, in order, and the cursor once they are published."""
+
+    rows: Sequence[OutboxRow]
+    cursor: Cursor
+
+
+class PollEngine:
+    """Reads pages on a connection of its own (autocommit, sequential scans off). Used by one thread."""
+
+    def __init__(self, connection: Connection, prefix: str) -> None:
+        self._connection = connection
+        self._prefix = prefix
+        self._rest: psycopg.ServerCursor[tuple[Any, ...]] | None = None
+
+    def read(self, cursor: Cursor, limit: int) -> Page:
+        """The next page after ``cursor``, at most ``limit`` rows; no rows if nothing is new."""
+        return self._continue(cursor, limit) if cursor.open else self._begin(cursor, limit)
+
+    def close(self) -> None:
+        """Give up the window being read, if any; its cursor says where to go on."""
+        if self._rest is not None:
+            self._rest.close()
+            self._rest = None
+            self._connection.execute("COMMIT")
+
+    def _begin(self, cursor: Cursor, limit: int) -> Page:
+        a = cursor.b
+        parameters = {"xmax": str(a.xmax), "in_progress": a.in_progress, "limit": limit}
+        found = self._connection.execute(_BEGIN, parameters).fetchall()
+        b = Snapshot(found[0][0])
+        rows = [self._row(r[1:]) for r in found if r[1] is not None]
+        return Page(rows, Cursor(a, b, rows[-1].seq) if len(rows) == limit else Cursor(b, b))
+
+    def _continue(self, cursor: Cursor, limit: int) -> Page:
+        if self._rest is None:
+            self._rest = self._open_rest(cursor)
+        rows = [self._row(r) for r in self._rest.fetchmany(limit)]
+        if len(rows) == limit:
+            return Page(rows, Cursor(cursor.a, cursor.b, rows[-1].seq))
+        self.close()
+        return Page(rows, Cursor(cursor.b, cursor.b))
+
+    def _open_rest(self, cursor: Cursor) -> psycopg.ServerCursor[tuple[Any, ...]]:
+        self._connection.execute("BEGIN")
+        rest = self._connection.cursor(name="outbox_window")
+        rest.execute(
+            _CONTINUE,
+            {
+                "xmax": str(cursor.a.xmax),
+                "xmax_b": str(cursor.b.xmax),
+                "in_progress": cursor.a.in_progress,
+                "b": cursor.b.text,
+                "last": cursor.last,
+            },
+        )
+        return rest
+
+    def _row(self, row: Sequence[Any]) -> OutboxRow:
+        seq, position, topic, key, headers, payload, version, type_, id_, at, meta = row
+        if position is None:
+            return OutboxRow(seq, None, plain_message(topic, key, headers, payload))
+        return OutboxRow(
+            seq, position, event_message(self._prefix, key, version, type_, payload, id_, position, at, meta)
+        )
