@@ -29,10 +29,6 @@ class UnknownService(LocalError):
         self.name = name
 
 
-class AlreadyRunning(LocalError):
-    """The service of this name already runs in this home."""
-
-
 class NotRunning(LocalError):
     """The service of this name does not run in this home."""
 

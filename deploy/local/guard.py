@@ -6,9 +6,12 @@ only we hold: each line names a process; the end of the file means that we are g
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
 from contextlib import suppress
+from pathlib import Path
 
 from deploy.local import process
 from deploy.local.process import Pid
@@ -21,14 +24,16 @@ class Guard:
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()  # services start side by side
 
     def watch(self, pid: Pid) -> None:
         """End this process if we die before `close`."""
-        if self._child is None:
-            self._child = _spawn()
-        assert self._child.stdin is not None
-        self._child.stdin.write(f"{pid.number} {pid.born_s}\n")
-        self._child.stdin.flush()
+        with self._lock:
+            if self._child is None:
+                self._child = _spawn()
+            assert self._child.stdin is not None
+            self._child.stdin.write(f"{pid.number} {pid.born_s}\n")
+            self._child.stdin.flush()
 
     def close(self) -> None:
         """Dismiss the guard: the processes it watched are ended if they still run."""
@@ -40,14 +45,15 @@ class Guard:
 def _spawn() -> subprocess.Popen[str]:
     # A session of its own, so that a Ctrl-C meant for us does not reach it before the servers are ended.
     return subprocess.Popen(
-        [sys.executable, "-m", __name__], stdin=subprocess.PIPE, text=True, start_new_session=True, env=_environment()
+        [sys.executable, "-m", "deploy.local.guard"],
+        stdin=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=_environment(),
     )
 
 
 def _environment() -> dict[str, str]:
-    import os
-    from pathlib import Path
-
     root = str(Path(__file__).resolve().parents[2])
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
 

@@ -51,7 +51,10 @@ def installed(jars: Jars, arrange: Callable[[Path], None] | None = None, revisio
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; the system drops it if the holder dies. The file stays: removing it would race."""
+    """Hold an exclusive lock on a file; the system drops it if the holder dies.
+
+    The file is left there: removing it would let two processes lock two files of one name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

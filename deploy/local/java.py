@@ -87,15 +87,17 @@ def _read(home: Path) -> Java | None:
 
 def _ask(home: Path) -> str:
     try:
-        done = subprocess.run(
-            [str(home / "bin" / "java"), "-version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S
-        )
+        return _output(str(home / "bin" / "java"), "-version")
     except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stderr
 
 
 @cache
 def _modules(command: str) -> frozenset[str]:
-    done = subprocess.run([command, "--list-modules"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S)
-    return frozenset(line.split("@")[0].strip() for line in done.stdout.splitlines())
+    return frozenset(line.split("@")[0].strip() for line in _output(command, "--list-modules").splitlines())
+
+
+def _output(*command: str) -> str:
+    """Return what a command says on both channels: `-version` answers on the error channel."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=False)
+    return done.stdout + done.stderr

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import base64
 import signal
-import subprocess
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.local.errors import LocalError
 from deploy.local.jars import installed
 from deploy.local.java import find_java
 from deploy.local.ports import HOST
 from deploy.local.probe import answers_kafka
 from deploy.local.process import Launch
 from deploy.local.server import Site
+from deploy.local.steps import run_step
 from deploy.local.versions import JARS
 
 HEAP = "-Xmx512m"
@@ -82,9 +81,5 @@ def _format(java: list[str], properties: Path) -> None:
     cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
     # `=` keeps an id that begins with a dash from being read as an option.
     command = [*java, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(properties)]
-    done = subprocess.run(
-        [*command, "--ignore-formatted"], capture_output=True, text=True, timeout=FORMAT_TIMEOUT_S, check=False
-    )
-    if done.returncode:
-        output = (done.stdout + done.stderr).strip().splitlines()
-        raise LocalError(f"Kafka could not format its storage: {output[-1] if output else 'no reason given'}")
+    what = "formatting Kafka's storage"
+    run_step(what, [*command, "--ignore-formatted"], folder=properties.parent, timeout_s=FORMAT_TIMEOUT_S)

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,9 +16,10 @@ from deploy.local.errors import LocalError, NotRunning
 from deploy.local.guard import Guard
 from deploy.local.jars import locked
 from deploy.local.ports import Reservation
+from deploy.local.process import Pid
 from deploy.local.servers import SERVERS, known, variable
 from deploy.local.service import Service
-from deploy.local.start import Started, start
+from deploy.local.start import Order, start
 
 STOP_WITHIN_S = 20.0
 """Neo4j's and Elasticsearch's last checkpoint after heavy writing takes a few seconds; past this it is a hang."""
@@ -45,6 +46,7 @@ class Local:
 
     def __init__(self, home: Path | None = None, *, settings: Settings | None = None, detached: bool = False) -> None:
         self._temporary = home is None
+        self._closed = False
         self.home = (home or Path(tempfile.mkdtemp(prefix="outbox-local-"))).absolute()
         self.home.mkdir(parents=True, exist_ok=True)
         self._settings = dict(settings or {})
@@ -110,13 +112,15 @@ class Local:
             _end(service)
             if name not in self._reservations:  # started by another process, which took its reservation along
                 self._reservations[name] = _same_ports(service)
-            self._record(name, self._start_one(name))
+            self._start_one(name)
         return self._services[name]
 
     def close(self) -> None:
         """End every service; delete the home if it is a temporary one. May be called twice."""
-        with suppress(FileNotFoundError):
-            self.stop()
+        if self._closed:
+            return
+        self._closed = True
+        self.stop()
         if self._guard:
             self._guard.close()
         for reservation in self._reservations.values():
@@ -145,37 +149,36 @@ class Local:
                 state.write(self.home, self._services.values())
 
     def _start_together(self, names: list[str]) -> None:
-        with ThreadPoolExecutor(len(names)) as pool:
-            pending = {name: pool.submit(self._start_one, name) for name in names}
-        failures = [future.exception() for future in pending.values() if future.exception()]
-        for name, future in pending.items():
-            if not future.exception():
-                self._record(name, future.result())
-        if failures:
-            for name, future in pending.items():
-                if not future.exception():
+        try:
+            with ThreadPoolExecutor(len(names)) as pool:  # leaving the block waits for all, even if one has failed
+                list(pool.map(self._start_one, names))
+        except BaseException:
+            for name in names:
+                if name in self._services:
                     _end(self._services[name])
-            raise failures[0] or LocalError("a server did not start")
+            raise
 
-    def _start_one(self, name: str) -> Started:
-        server, settings = SERVERS[name], self._settings.get(name, {})
-        return start(server, self.home / name, state.log_of(self.home, name), settings, self._reservations.get(name))
-
-    def _record(self, name: str, started: Started) -> None:
+    def _start_one(self, name: str) -> None:
+        watch = self._guard.watch if self._guard else _unwatched
+        folder, log = self.home / name, state.log_of(self.home, name)
+        order = Order(SERVERS[name], folder, log, self._settings.get(name, {}), watch)
+        started = start(order, self._reservations.get(name))
         self._reservations[name] = started.reservation
-        if self._guard:
-            self._guard.watch(started.pid)
         self._services[name] = Service(
             name=name,
-            address=SERVERS[name].address(started.reservation.ports[0]),
+            address=order.server.address(started.reservation.ports[0]),
             pid=started.pid.number,
             born_s=started.pid.born_s,
             ports=started.reservation.ports,
-            home=self.home / name,
-            log=state.log_of(self.home, name),
+            home=folder,
+            log=log,
             started_s=started.took_s,
             owner=self,
         )
+
+
+def _unwatched(_pid: Pid) -> None:
+    """A detached home: its services are meant to outlive us."""
 
 
 def _end(service: Service) -> None:

@@ -21,8 +21,9 @@ from typing import Final
 from deploy.local.errors import LocalError, MissingTool
 from deploy.local.ports import HOST
 from deploy.local.probe import answers_postgres
-from deploy.local.process import Launch, identity
+from deploy.local.process import Launch
 from deploy.local.server import Site
+from deploy.local.steps import run_step
 from deploy.local.versions import POSTGRES_MAJOR
 
 SYSTEM_USER: Final = "pgserver"
@@ -120,9 +121,5 @@ def _initialize(binaries: Path, data: Path, user: str | None) -> None:
         shutil.chown(staging, user)
     command = [str(binaries / "initdb"), "-D", str(staging), "-U", "postgres", "--auth=trust", "--encoding=UTF8"]
     locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C", "--no-sync"]
-    done = subprocess.run(
-        command + locale, cwd=staging, capture_output=True, text=True, timeout=INITDB_TIMEOUT_S, **identity(user)
-    )
-    if done.returncode:
-        raise LocalError(f"initdb failed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+    run_step("initdb", command + locale, folder=staging, timeout_s=INITDB_TIMEOUT_S, user=user)
     staging.rename(data)

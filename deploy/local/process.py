@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 import psutil
 
@@ -60,12 +61,20 @@ def spawn(launch: Launch, log: Path) -> Pid:
     return Pid(child.pid, psutil.Process(child.pid).create_time())
 
 
-def identity(user: str | None) -> dict[str, int]:
-    """Return Popen's arguments for running as `user`; none for our own."""
+class Identity(TypedDict):
+    """Popen's arguments that say as whom to run."""
+
+    user: int | None
+    group: int | None
+    extra_groups: list[int] | None
+
+
+def identity(user: str | None) -> Identity:
+    """Return Popen's arguments for running as `user`, without any group of ours; None: as ourselves."""
     if user is None:
-        return {}
+        return Identity(user=None, group=None, extra_groups=None)
     entry = pwd.getpwnam(user)
-    return {"user": entry.pw_uid, "group": entry.pw_gid}
+    return Identity(user=entry.pw_uid, group=entry.pw_gid, extra_groups=[])
 
 
 def alive(pid: Pid) -> bool:

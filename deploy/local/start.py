@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.local import ports, process
-from deploy.local.errors import StartFailed, read_tail
+from deploy.local.errors import StartFailed
 from deploy.local.ports import Reservation
 from deploy.local.process import Pid
 from deploy.local.server import Server, Site
 
 READY_WITHIN_S = 90.0
-"""The slowest start seen takes 15 s with all five at once on two cores; a loaded CI machine may need several times that."""
+"""Three times the slowest start seen: Neo4j's, with all five at once on two busy cores."""
 ASK_EVERY_S = 0.05
 ATTEMPTS = 4
 """Losing the race for a port is rare; four in a row are no race."""
-PORT_TAKEN = re.compile(r"address (is )?(already )?in use|BindException|BindHttpException|could not bind", re.IGNORECASE)
+PORT_TAKEN = re.compile(
+    r"address (is )?(already )?in use|BindException|BindHttpException|could not bind", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,35 +38,48 @@ class Started:
     took_s: float
 
 
-def start(server: Server, folder: Path, log: Path, settings: Mapping[str, str], wanted: Reservation | None) -> Started:
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to start: the server, its folder and log, the added settings, and whom to tell of each process spawned."""
+
+    server: Server
+    folder: Path
+    log: Path
+    settings: Mapping[str, str]
+    spawned: Callable[[Pid], None]
+
+
+def start(order: Order, wanted: Reservation | None) -> Started:
     """Start a server on free ports, or on the `wanted` ones. Raises StartFailed, or what `prepare` raises.
 
     With `wanted` there is one attempt and the caller keeps the reservation. Without it, a start that fails because
     someone else got the port is repeated with other ports.
     """
     if wanted is not None:
-        return _attempt(server, folder, log, settings, wanted)
-    for attempt in range(ATTEMPTS):
-        reservation = ports.reserve(server.port_count)
+        return _attempt(order, wanted)
+    for left in reversed(range(ATTEMPTS)):
+        reservation = ports.reserve(order.server.port_count)
         try:
-            return _attempt(server, folder, log, settings, reservation)
+            return _attempt(order, reservation)
         except BaseException as error:
             reservation.close()
-            lost_race = isinstance(error, StartFailed) and PORT_TAKEN.search(error.log_tail)
-            if not lost_race or attempt == ATTEMPTS - 1:
+            if not left or not _lost_race(error):
                 raise
-    raise AssertionError("unreachable: the last attempt returns or raises")
+    raise AssertionError("the last attempt returns or raises")
 
 
-def _attempt(
-    server: Server, folder: Path, log: Path, settings: Mapping[str, str], reservation: Reservation
-) -> Started:
-    folder.mkdir(parents=True, exist_ok=True)
-    launch = server.prepare(Site(folder, reservation.ports, settings))
+def _lost_race(error: BaseException) -> bool:
+    return isinstance(error, StartFailed) and PORT_TAKEN.search(error.log_tail) is not None
+
+
+def _attempt(order: Order, reservation: Reservation) -> Started:
+    order.folder.mkdir(parents=True, exist_ok=True)
+    launch = order.server.prepare(Site(order.folder, reservation.ports, order.settings))
     began_s = time.monotonic()
-    pid = process.spawn(launch, log)
+    pid = process.spawn(launch, order.log)
     try:
-        _wait(server, pid, reservation.ports[0], log)
+        order.spawned(pid)
+        _wait(order.server, pid, reservation.ports[0], order.log)
     except BaseException:
         process.kill(pid)
         raise
@@ -82,6 +97,3 @@ def _wait(server: Server, pid: Pid, port: int, log: Path) -> None:
             return
         time.sleep(ASK_EVERY_S)
     raise StartFailed(server.name, f"did not answer within {READY_WITHIN_S:.0f} s", log)
-
-
-__all__ = ["READY_WITHIN_S", "Started", "read_tail", "start"]

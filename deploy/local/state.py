@@ -27,9 +27,8 @@ def read(home: Path, owner: Owner) -> list[Service]:
     """Return the recorded services, running or not. Raises LocalError if the record is not ours to read."""
     try:
         record = json.loads((home / FILE).read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
-            raise ValueError(f"format {record['format']}")
-        return [_service(home, row, owner) for row in record["services"]]
+        rows = {FORMAT: record["services"]}[record["format"]]
+        return [_service(home, row, owner) for row in rows]
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError) as error:

@@ -72,7 +72,8 @@ class Elasticsearch:
         pairs = [f"{key}={value}" for key, value in settings.items()]
         java = find_java()
         classes = f"{shared / 'classes'}:{shared / 'lib'}/*"
-        return Launch((java.command, *_flags(java, shared), "-cp", classes, MAIN, str(site.folder), *pairs), site.folder)
+        command = (java.command, *_flags(java, shared), "-cp", classes, MAIN, str(site.folder))
+        return Launch((*command, *pairs), site.folder)
 
 
 def _flags(java: Java, shared: Path) -> list[str]:

@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from deploy.local.errors import LocalError, MissingTool
+from deploy.local.errors import MissingTool
 from deploy.local.java import find_java
+from deploy.local.steps import run_step
 from deploy.local.versions import ELASTICSEARCH, JAVA_MINIMUM
 
 SOURCES: Final = tuple(sorted(Path(__file__).parent.glob("*.java")))
@@ -97,10 +98,7 @@ def _compile(compiler: Path, library: Path, classes: Path) -> None:
     path = ":".join(str(jar) for jar in sorted(library.glob("*.jar")))
     level = ["-source", str(JAVA_MINIMUM), "-target", str(JAVA_MINIMUM), "-nowarn", "-proc:none"]
     command = [*java, *level, "-cp", path, "-d", str(classes), *map(str, SOURCES)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False)
-    if done.returncode:
-        reason = next((line for line in done.stderr.splitlines() if "ERROR" in line), "no reason given")
-        raise LocalError(f"the parts of Elasticsearch that are ours do not compile: {reason}")
+    run_step("compiling our part of Elasticsearch", command, folder=library.parent, timeout_s=COMPILE_TIMEOUT_S)
 
 
 def _pack_banner(classes: Path, module: Path) -> None:
