@@ -1,0 +1,449 @@
+"""Nodes and their edges in Neo4j, one label per generation, guarded by lock-then-compare.
+
+A node carries the labels ``Outbox``, its generation's (``p_<projection>.<generation>``, under which ``_key`` is
+unique) and its kind, so that ``MATCH (c:Class:`p_code.g1`)-[:CALLS]->(f)`` reads as one would write it.
+``name`` holds the node's name; properties are plain ones where Neo4j can hold them. What it cannot hold as
+it was given (mixed or nested lists, integers beyond 64 bits, names that start with ``_`` or are ``name``) is
+kept as JSON in ``_json``. Names that start with ``_`` belong to the sink:
+
+===========  =========================================================================================
+``_key``     the record's key, unique in the generation
+``_version`` the stream's version; absent on a stub, which stands in for an edge's missing end
+``_live``    false for stubs and tombstones
+``_stream``  ``_kind`` ``_json`` ``_name`` (a name too long for its index) as they say
+===========  =========================================================================================
+
+A node owns the edges that leave it for nodes of its generation. ``(:OutboxGeneration {projection,
+generation, label, serving})`` tells plain Cypher which label serves.
+
+Settings: ``url``; optional ``username``, ``password``, ``database``, ``timeout_s`` (30, of one transaction)
+and ``retry_s`` (10, for deadlocks and the like). Needs Neo4j 5.26 or newer; Community is enough.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import neo4j
+import orjson
+from neo4j.exceptions import ConfigurationError, DriverError, Neo4jError
+from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
+
+from outbox.errors import RecordsRefused, SettingsError, StoreError, StoreUnavailable
+from projectors.record import Change, Edge, Node, Properties, Stored, canonical, digest
+
+ROWS_MAX: Final = 1_000
+"""Nodes written in one transaction: more gain no speed and hold locks longer."""
+EDGES_MAX: Final = 10_000
+"""Edges written in one transaction, if no single node owns more."""
+PAGE_COUNT: Final = 1_000
+FETCH_COUNT: Final = 100
+"""Rows on their way at once: what a scan holds in memory."""
+NAME_LENGTH_MAX: Final = 1_000
+"""Characters of a name that are indexed: an index entry holds about 8,000 bytes."""
+CONNECT_TIMEOUT_S: Final = 5.0
+_INT64: Final = range(-(2**63), 2**63)
+
+_PREPARE: Final = (
+    "CREATE CONSTRAINT outbox_generation IF NOT EXISTS FOR (g:OutboxGeneration) REQUIRE g.label IS UNIQUE",
+    "CREATE CONSTRAINT LABEL IF NOT EXISTS FOR (n:LABEL) REQUIRE n._key IS UNIQUE",
+    "CREATE INDEX `NAME: name` IF NOT EXISTS FOR (n:LABEL) ON (n.name)",
+)
+_MARK: Final = """
+MERGE (g:OutboxGeneration {label: $label})
+ON CREATE SET g.projection = $projection, g.generation = $generation, g.serving = false
+"""
+_MARKED: Final = "MATCH (g:OutboxGeneration {label: $label}) RETURN g.label AS label"
+_SWITCH: Final = """
+MATCH (:OutboxGeneration {label: $label})
+MATCH (g:OutboxGeneration {projection: $projection})
+SET g.serving = (g.label = $label)
+RETURN g.label AS label
+"""
+_DROP: Final = (
+    "MATCH (g:OutboxGeneration {label: $label}) DELETE g",
+    "MATCH (n:LABEL) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF 1000 ROWS",
+    "DROP INDEX `NAME: name` IF EXISTS",
+    "DROP CONSTRAINT LABEL IF EXISTS",
+)
+_VERSIONS: Final = """
+UNWIND $keys AS key MATCH (n:LABEL {_key: key}) WHERE n._version IS NOT NULL
+RETURN key, n._version AS version
+"""
+# Removing a property that is not there writes nothing, but takes the node's write lock before it looks.
+_LOCK: Final = """
+UNWIND $keys AS key
+MERGE (n:LABEL {_key: key}) ON CREATE SET n:Outbox, n._live = false
+REMOVE n._lock
+RETURN key, elementId(n) AS id, n._version AS version, n._kind AS kind
+"""
+_OWNED: Final = """
+UNWIND $ids AS id MATCH (n) WHERE elementId(n) = id MATCH (n)-[r]->(m:LABEL)
+RETURN n._key AS key, elementId(r) AS id, type(r) AS kind, m._key AS target, properties(r) AS properties
+"""
+_CUT: Final = "UNWIND $ids AS id MATCH ()-[r]->() WHERE elementId(r) = id DELETE r"
+_WRITE: Final = """
+UNWIND $rows AS row MATCH (n) WHERE elementId(n) = row.id
+SET n = row.properties, n:$(row.labels)
+"""
+_UNLABEL: Final = "UNWIND $rows AS row MATCH (n) WHERE elementId(n) = row.id REMOVE n:$(row.labels)"
+_JOIN: Final = """
+UNWIND $edges AS edge
+MATCH (a) WHERE elementId(a) = edge.source MATCH (b) WHERE elementId(b) = edge.target
+CREATE (a)-[r:$(edge.kind)]->(b) SET r = edge.properties
+"""
+_PAGE: Final = """
+MATCH (n:LABEL) WHERE n._key >= $after WITH n ORDER BY n._key LIMIT $limit
+RETURN n._key AS key, CASE WHEN n._live THEN properties(n) END AS properties, COLLECT {
+    MATCH (n)-[r]->(m:LABEL) WHERE n._live RETURN [type(r), m._key, properties(r)]
+} AS edges
+"""
+_THESE: Final = """
+UNWIND $keys AS key MATCH (n:LABEL {_key: key}) WHERE n._live
+RETURN n._key AS key, properties(n) AS properties, COLLECT {
+    MATCH (n)-[r]->(m:LABEL) RETURN [type(r), m._key, properties(r)]
+} AS edges
+"""
+
+
+class Neo4jSettings(BaseModel):
+    """How to reach a database."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str
+    username: str | None = None
+    password: str | None = None
+    database: str | None = None
+    timeout_s: PositiveFloat = 30.0
+    retry_s: PositiveFloat = 10.0
+
+
+def parse(settings: Mapping[str, Any]) -> Neo4jSettings:
+    """Check the settings; raises :class:`SettingsError` that names the key."""
+    try:
+        return Neo4jSettings.model_validate(dict(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(f"neo4j: setting {key!r}: {first['msg']}") from error
+
+
+def connect(settings: Neo4jSettings) -> neo4j.Driver:
+    """A driver with every wait bounded. Opens no connection yet."""
+    try:
+        return neo4j.GraphDatabase.driver(
+            settings.url,
+            auth=(settings.username, settings.password or "") if settings.username else None,
+            connection_timeout=CONNECT_TIMEOUT_S,
+            connection_acquisition_timeout=settings.timeout_s,
+            max_transaction_retry_time=settings.retry_s,
+            notifications_min_severity="OFF",
+            telemetry_disabled=True,
+        )
+    except (ConfigurationError, ValueError) as error:
+        raise SettingsError(f"neo4j: setting 'url': {error}") from error
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Turn the driver's errors into ours: :class:`StoreError` itself if the statement's data are to blame."""
+    try:
+        yield
+    except Neo4jError as error:
+        message = f"neo4j: {doing}: {_one_line(error.message)}"
+        if error.category in ("Statement", "Schema") and not error.is_retryable():
+            raise StoreError(message) from error
+        raise StoreUnavailable(message) from error
+    except (DriverError, OSError) as error:
+        raise StoreUnavailable(f"neo4j: {doing}: {_one_line(str(error))}") from error
+
+
+def label_of(projection: str, generation: str) -> str:
+    """The generation's label. Generations have no ``.``, so no two projections share one."""
+    return f"p_{projection}.{generation}"
+
+
+def cypher(text: str, label: str) -> str:
+    """The statement for one generation: Neo4j finds its indexes only by labels that stand in the text."""
+    escaped = label.replace("`", "``")
+    return re.sub("LABEL|NAME", lambda found: f"`{escaped}`" if found[0] == "LABEL" else escaped, text)
+
+
+@contextmanager
+def open_sink(projection: str, settings: Mapping[str, Any]) -> Iterator[Neo4jSink]:
+    """The sink of one projection. Opens no connection yet; raises :class:`SettingsError`."""
+    parsed = parse(settings)
+    with connect(parsed) as driver:
+        yield Neo4jSink(driver, projection, parsed)
+
+
+class Neo4jSink:
+    """Keeps one projection's nodes and edges; see the module's text and :class:`projectors.sinks.protocol.Sink`."""
+
+    def __init__(self, driver: neo4j.Driver, projection: str, settings: Neo4jSettings) -> None:
+        self._driver = driver
+        self._projection = projection
+        self._settings = settings
+
+    def prepare(self, generation: str) -> None:
+        """Make the generation's constraint, name index and mark, and wait for the index."""
+        label = label_of(self._projection, generation)
+        with self._session(f"prepare {label}") as session:
+            for statement in _PREPARE:
+                session.run(cypher(statement, label)).consume()
+            session.run("CALL db.awaitIndexes($seconds)", seconds=int(self._settings.timeout_s) + 1).consume()
+            session.run(_MARK, label=label, projection=self._projection, generation=generation).consume()
+
+    def apply(self, generation: str, changes: Sequence[Change]) -> None:
+        """Write the changes in transactions of bounded size; see :meth:`_write` for the guard."""
+        refused: dict[str, str] = {}
+        label = label_of(self._projection, generation)
+        with self._session("apply") as session:
+            for batch in _batches(_rows(changes, label, refused)):
+                self._apply(session, label, batch, refused)
+        if refused:
+            raise RecordsRefused(refused)
+
+    def scan(self, generation: str, keys: Sequence[str] | None = None) -> Iterator[Stored]:
+        """Live nodes rebuilt from their labels' index, properties and edges, streamed page by page."""
+        label = label_of(self._projection, generation)
+        rows = self._pages(label) if keys is None else self._these(label, list(dict.fromkeys(keys)))
+        return (_stored(row) for row in rows)
+
+    def switch(self, generation: str) -> None:
+        """Neo4j's Community edition has no aliases: mark the generation as the one that serves."""
+        label = label_of(self._projection, generation)
+        with self._session(f"switch to {label}") as session:
+            if not list(session.run(_SWITCH, label=label, projection=self._projection)):
+                raise StoreUnavailable(f"neo4j: generation {label} has not been prepared")
+
+    def drop(self, generation: str) -> None:
+        """Unmark the generation, so that late writers stop, then remove its nodes and indexes."""
+        label = label_of(self._projection, generation)
+        with self._session(f"drop {label}") as session:
+            for statement in _DROP:
+                session.run(cypher(statement, label), label=label).consume()
+
+    def _apply(self, session: neo4j.Session, label: str, batch: Sequence[_Row], refused: dict[str, str]) -> None:
+        """One transaction. A batch that is refused is halved until the culprit stands alone."""
+        bounded = neo4j.unit_of_work(timeout=self._settings.timeout_s)
+        try:
+            with translated("apply"):
+                session.execute_write(bounded(_write), label, batch)
+        except StoreUnavailable:
+            raise
+        except StoreError as error:
+            if len(batch) == 1:
+                refused[batch[0].key] = str(error)
+                return
+            middle = len(batch) // 2
+            self._apply(session, label, batch[:middle], refused)
+            self._apply(session, label, batch[middle:], refused)
+
+    def _pages(self, label: str) -> Iterator[neo4j.Record]:
+        """Every live row, in pages by key. A page starts at the last one's last key, which it gives again."""
+        after: str | None = None
+        while True:
+            count, previous = 0, after
+            for row in self._stream(cypher(_PAGE, label), after=previous or "", limit=PAGE_COUNT):
+                count, after = count + 1, row["key"]
+                if row["key"] != previous and row["properties"] is not None:
+                    yield row
+            if count < PAGE_COUNT:
+                return
+
+    def _these(self, label: str, keys: Sequence[str]) -> Iterator[neo4j.Record]:
+        for start in range(0, len(keys), PAGE_COUNT):
+            yield from self._stream(cypher(_THESE, label), keys=keys[start : start + PAGE_COUNT])
+
+    def _stream(self, statement: str, **parameters: Any) -> Iterator[neo4j.Record]:
+        with self._session("scan") as session:
+            yield from session.run(statement, parameters)
+
+    @contextmanager
+    def _session(self, doing: str) -> Iterator[neo4j.Session]:
+        with (
+            translated(doing),
+            self._driver.session(database=self._settings.database, fetch_size=FETCH_COUNT) as session,
+        ):
+            yield session
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One change as Neo4j takes it."""
+
+    key: str
+    version: int
+    kind: str | None
+    properties: Mapping[str, Any]
+    edges: Mapping[tuple[str, str], Mapping[str, Any]]
+    """Properties by kind and target."""
+
+
+def _write(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[_Row]) -> None:
+    """Apply a batch in one transaction; a crash anywhere leaves nothing of it.
+
+    1. Leave out what is overtaken, without locks: versions only rise, so this answer stays true.
+    2. Lock what is left and the ends of its edges, in the order of their keys, making those that are
+       missing as stubs: the order keeps concurrent batches from deadlock.
+    3. Compare again, now that nobody else can write.
+    4. Write nodes and kinds; delete and create the edges that differ.
+    """
+    if not list(tx.run(_MARKED, label=label)):
+        raise StoreUnavailable(f"neo4j: generation {label} has not been prepared")
+    known = {r["key"]: r["version"] for r in tx.run(cypher(_VERSIONS, label), keys=[row.key for row in batch])}
+    batch = [row for row in batch if row.version > known.get(row.key, 0)]
+    keys = {row.key for row in batch} | {target for row in batch for _, target in row.edges}
+    if not batch:
+        return
+    held = {r["key"]: r for r in tx.run(cypher(_LOCK, label), keys=sorted(keys))}
+    batch = [row for row in batch if row.version > (held[row.key]["version"] or 0)]
+    joins = _cut(tx, label, batch, held)
+    _write_nodes(tx, batch, held)
+    _each(tx, _JOIN, "edges", joins)
+
+
+def _cut(
+    tx: neo4j.ManagedTransaction, label: str, batch: Sequence[_Row], held: Mapping[str, neo4j.Record]
+) -> list[dict[str, Any]]:
+    """Delete the owned edges that are no longer stated, or differ; returns those to create."""
+    missing = {(row.key, *end): properties for row in batch for end, properties in row.edges.items()}
+    # A stub owns nothing: only a node that had a version can have edges.
+    owners = [held[row.key]["id"] for row in batch if held[row.key]["version"] is not None]
+    stale = []
+    for edge in tx.run(cypher(_OWNED, label), ids=owners) if owners else ():
+        end = (edge["key"], edge["kind"], edge["target"])
+        if end in missing and _same(missing[end], edge["properties"]):
+            del missing[end]
+        else:
+            stale.append(edge["id"])
+    _each(tx, _CUT, "ids", stale)
+    return [
+        {"source": held[source]["id"], "target": held[target]["id"], "kind": kind, "properties": properties}
+        for (source, kind, target), properties in missing.items()
+    ]
+
+
+def _write_nodes(tx: neo4j.ManagedTransaction, batch: Sequence[_Row], held: Mapping[str, neo4j.Record]) -> None:
+    former = [
+        (held[row.key]["id"], _labels(held[row.key]["kind"])) for row in batch if row.kind != held[row.key]["kind"]
+    ]
+    _each(tx, _UNLABEL, "rows", [{"id": node, "labels": labels} for node, labels in former if labels])
+    rows = [{"id": held[row.key]["id"], "properties": row.properties, "labels": _labels(row.kind)} for row in batch]
+    _each(tx, _WRITE, "rows", rows)
+
+
+def _each(tx: neo4j.ManagedTransaction, statement: str, name: str, items: Sequence[Any]) -> None:
+    if items:
+        tx.run(statement, {name: items}).consume()
+
+
+def _rows(changes: Sequence[Change], label: str, refused: dict[str, str]) -> Iterator[_Row]:
+    """The changes, greatest version per key, in the order of their keys; what cannot be sent is refused."""
+    newest: dict[str, Change] = {}
+    for change in changes:
+        if change.key not in newest or newest[change.key].version < change.version:
+            newest[change.key] = change
+    for key in sorted(newest):
+        try:
+            yield _row(newest[key])
+        except (TypeError, ValueError) as error:  # orjson: a lone surrogate, an integer beyond 64 bits, a foreign type
+            refused[key] = f"not JSON: {error}"
+
+
+def _row(change: Change) -> _Row:
+    own = {"_key": change.key, "_stream": change.stream, "_version": change.version}
+    match change.record:
+        case None:
+            return _Row(change.key, change.version, None, {**own, "_live": False}, {})
+        case Node() as node:
+            canonical(node)  # refuses here, by name, what the driver would refuse for the whole batch
+            own |= {"_live": True, "_kind": node.kind, "name": node.name[:NAME_LENGTH_MAX]}
+            if len(node.name) > NAME_LENGTH_MAX:
+                own["_name"] = node.name
+            edges = {(edge.kind, edge.target): _native(edge.properties) for edge in node.edges}
+            return _Row(change.key, change.version, node.kind, _native(node.properties, "name") | own, edges)
+        case other:
+            raise TypeError(f"the neo4j sink takes Node, not {type(other).__name__}")
+
+
+def _batches(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
+    batch: list[_Row] = []
+    edges = 0
+    for row in rows:
+        if batch and (len(batch) == ROWS_MAX or edges + len(row.edges) > EDGES_MAX):
+            yield batch
+            batch, edges = [], 0
+        batch.append(row)
+        edges += len(row.edges)
+    if batch:
+        yield batch
+
+
+def _native(properties: Properties, *reserved: str) -> dict[str, Any]:
+    """Plain properties for users' queries; the rest, exactly as given, as JSON in ``_json``."""
+    plain = {k: v for k, v in properties.items() if _is_plain_name(k) and k not in reserved and _is_plain(v)}
+    rest = {k: v for k, v in properties.items() if k not in plain}
+    return {**plain, "_json": orjson.dumps(rest, option=orjson.OPT_SORT_KEYS).decode()} if rest else plain
+
+
+def _is_plain_name(name: str) -> bool:
+    return bool(name) and not name.startswith("_") and "\x00" not in name
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether Neo4j gives this value back as it was: it turns [1, 2.5] into floats and [] into any list."""
+    if isinstance(value, list | tuple):
+        return bool(value) and len({type(item) for item in value}) == 1 and all(_is_plain_scalar(v) for v in value)
+    return _is_plain_scalar(value)
+
+
+def _is_plain_scalar(value: Any) -> bool:
+    return type(value) in (str, bool, float) or (type(value) is int and value in _INT64)
+
+
+def _given(stored: Mapping[str, Any], *reserved: str) -> dict[str, Any]:
+    """The properties as they were given to :func:`_native`."""
+    plain = {k: v for k, v in stored.items() if not k.startswith("_") and k not in reserved}
+    return plain | orjson.loads(stored["_json"]) if "_json" in stored else plain
+
+
+def _same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Equality that tells 1 from 1.0 and True, and 0.0 from -0.0."""
+    return ours.keys() == theirs.keys() and all(repr(ours[k]) == repr(theirs[k]) for k in ours)
+
+
+def _labels(kind: str | None) -> list[str]:
+    """The label that shows a kind, unless it could be taken for one of the sink's own."""
+    if not kind or "\x00" in kind or kind.startswith("Outbox") or (kind.startswith("p_") and "." in kind):
+        return []
+    return [kind]
+
+
+def _stored(row: neo4j.Record) -> Stored:
+    properties = row["properties"]
+    try:
+        digested = digest(_node(properties, row["edges"]))
+    except (TypeError, KeyError, ValueError):  # someone else's hand: no record has such values, so none is equal
+        digested = b""
+    return Stored(properties["_key"], properties.get("_stream", ""), properties.get("_version", 0), digested)
+
+
+def _node(properties: Mapping[str, Any], edges: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Node:
+    return Node(
+        key=properties["_key"],
+        kind=properties["_kind"],
+        name=properties.get("_name", properties["name"]),
+        properties=_given(properties, "name"),
+        edges=[Edge(kind, target, _given(stored)) for kind, target, stored in edges],
+    )
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())[:500]
