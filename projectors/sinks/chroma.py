@@ -1,0 +1,267 @@
+"""Chroma, in this process or on a server: one collection of vectors per projection and generation.
+
+Chroma cannot compare and set, so the guard is read, decide, write; it holds as long as one process at a time
+writes a key, which the projector's consumer group sees to. All that the guard needs lives in Chroma: a record's
+version in its metadata, a tombstone's in a companion collection under the record's key.
+
+Settings: see :mod:`projectors.sinks.chroma_client`; and ``dimensions`` (optional): refuse other vectors, rather
+than let the first record of a collection decide.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from chromadb.api import ClientAPI
+from chromadb.api.models.Collection import Collection
+from chromadb.errors import NotFoundError
+
+from outbox.errors import RecordsRefused, StoreUnavailable
+from projectors.record import Change, Stored, digest
+from projectors.sinks.chroma_client import Part, collection_name, is_refusal, open_client, translated
+from projectors.sinks.chroma_codec import STREAM, VERSION, ChromaRow, decode, encode
+
+REQUEST_BYTES: Final = 16 * 1024 * 1024
+"""A server refuses requests above 40 MiB by default; our sizes are estimates, and proxies are often stricter."""
+
+SCAN_PAGE: Final = 1_000
+"""Records read at once: 1,536 dimensions make about 30 MB of them in Python."""
+
+SPACES: Final[Mapping[Part, Any]] = {"tombstones": {"hnsw": {"space": "l2"}}, "records": {"hnsw": {"space": "ip"}}}
+"""A generation's collections. Of vectors of length one the inner product is the cosine; why not Chroma's own
+``cosine`` see :mod:`projectors.sinks.chroma_codec`."""
+
+Metadata = Mapping[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Generation:
+    """The two collections of a generation."""
+
+    records: Collection
+    tombstones: Collection
+    marked: bool = False
+    """A tombstone has been seen. Only this is remembered, never their absence: another process may write one."""
+
+    def has_tombstones(self) -> bool:
+        self.marked = self.marked or self.tombstones.count() > 0
+        return self.marked
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What one page of changes comes to, given what is stored."""
+
+    marks: list[Change]
+    deletes: list[str]
+    adds: list[ChromaRow]
+    updates: list[ChromaRow]
+
+
+class ChromaSink:
+    """See :class:`projectors.sinks.protocol.Sink`; takes :class:`~projectors.record.Vector` with an embedding."""
+
+    def __init__(self, client: ClientAPI, projection: str, dimensions: int | None = None) -> None:
+        self._client = client
+        self._projection = projection
+        self._dimensions = dimensions
+        self._generations: dict[str, _Generation] = {}
+        with translated():
+            self._page: int = client.get_max_batch_size()
+
+    def prepare(self, generation: str) -> None:
+        with translated():
+            for part, space in SPACES.items():
+                name = collection_name(self._projection, generation, part)
+                self._client.get_or_create_collection(name, configuration=space, embedding_function=None)
+
+    def apply(self, generation: str, changes: Sequence[Change]) -> None:
+        newest = _newest(changes)
+        refused: dict[str, str] = {}
+        with self._translated(generation):
+            held = self._held(generation)
+            for page in _cut(newest, self._page):
+                self._apply(held, page, refused)
+        if refused:
+            raise RecordsRefused(refused)
+
+    def scan(self, generation: str, keys: Sequence[str] | None = None) -> Iterator[Stored]:
+        with self._translated(generation):
+            records = self._held(generation).records
+        for page in self._pages(keys):
+            with self._translated(generation):
+                found = records.get(**page, include=["embeddings", "documents", "metadatas"])
+            yield from map(_stored, found["ids"], found["embeddings"], found["documents"], found["metadatas"])
+            if keys is None and not found["ids"]:
+                return
+
+    def switch(self, generation: str) -> None:
+        """Chroma has no aliases; the product's own table decides which generation serves."""
+
+    def drop(self, generation: str) -> None:
+        self._generations.pop(generation, None)
+        with translated():
+            for part in SPACES:
+                with suppress(NotFoundError):
+                    self._client.delete_collection(collection_name(self._projection, generation, part))
+
+    def _apply(self, held: _Generation, page: Sequence[Change], refused: dict[str, str]) -> None:
+        """Bring one page of changes, each key once, into the store.
+
+        1. Read the stored versions. A crash from here on leaves a part applied; each step is its own guard.
+        2. Mark the tombstones. Marked but not deleted: the same tombstone again deletes, for step 3 asks only
+           whether the record is older than the tombstone.
+        3. Delete what they remove.
+        4. Add new records.
+        5. Update those that are there: Chroma merges metadata, so names that went are set to None.
+        """
+        plan = self._plan(held, page, refused)
+        if plan.marks:
+            held.marked = True
+            _mark(held.tombstones, plan.marks)
+        if plan.deletes:
+            held.records.delete(ids=plan.deletes)
+        _write(held.records.add, plan.adds, refused)
+        _write(held.records.update, plan.updates, refused)
+
+    def _plan(self, held: _Generation, page: Sequence[Change], refused: dict[str, str]) -> _Plan:
+        keys = [change.key for change in page if change.key]
+        stored = _metadata(held.records, keys)
+        marks = _metadata(held.tombstones, keys) if held.has_tombstones() else {}
+        plan = _Plan([], [], [], [])
+        for change in page:
+            old, mark = stored.get(change.key), _version(marks.get(change.key))
+            if change.record is None:
+                if change.version > max(mark, _version(old)):
+                    plan.marks.append(change)
+                if old is not None and change.version > _version(old):
+                    plan.deletes.append(change.key)
+            elif change.version > max(mark, _version(old)):
+                try:
+                    row = self._row(change)
+                except (ValueError, TypeError) as error:
+                    refused[change.key] = str(error)
+                    continue
+                if old is None:
+                    plan.adds.append(row)
+                else:
+                    row.metadata.update(dict.fromkeys(old.keys() - row.metadata.keys()))
+                    plan.updates.append(row)
+        return plan
+
+    def _row(self, change: Change) -> ChromaRow:
+        row = encode(change)
+        if self._dimensions is not None and len(row.embedding) != self._dimensions:
+            raise ValueError(f"the embedding has {len(row.embedding)} dimensions, not {self._dimensions}")
+        return row
+
+    def _held(self, generation: str) -> _Generation:
+        if generation not in self._generations:
+            self._generations[generation] = _Generation(
+                self._collection(generation, "records"), self._collection(generation, "tombstones")
+            )
+        return self._generations[generation]
+
+    def _collection(self, generation: str, part: Part) -> Collection:
+        name = collection_name(self._projection, generation, part)
+        return self._client.get_collection(name, embedding_function=None)
+
+    @contextmanager
+    def _translated(self, generation: str) -> Iterator[None]:
+        """Another process may have dropped the generation and made it again: ask for its collections anew."""
+        try:
+            with translated():
+                yield
+        except StoreUnavailable:
+            self._generations.pop(generation, None)
+            raise
+
+    def _pages(self, keys: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+        if keys is not None:
+            yield from ({"ids": ids} for ids in _cut([key for key in dict.fromkeys(keys) if key], SCAN_PAGE))
+            return
+        offset = 0
+        while True:
+            yield {"limit": SCAN_PAGE, "offset": offset}
+            offset += SCAN_PAGE
+
+
+@contextmanager
+def open_sink(projection: str, settings: Mapping[str, Any]) -> Iterator[ChromaSink]:
+    """A sink on the folder or server that ``settings`` name."""
+    with open_client(settings) as client:
+        yield ChromaSink(client, projection, settings.get("dimensions"))
+
+
+def _newest(changes: Iterable[Change]) -> list[Change]:
+    newest: dict[str, Change] = {}
+    for change in changes:
+        if change.key not in newest or change.version > newest[change.key].version:
+            newest[change.key] = change
+    return list(newest.values())
+
+
+def _metadata(collection: Collection, keys: Sequence[str]) -> dict[str, Metadata]:
+    if not keys:
+        return {}
+    found = collection.get(ids=list(keys), include=["metadatas"])
+    return dict(zip(found["ids"], found["metadatas"], strict=True))
+
+
+def _version(metadata: Metadata | None) -> int:
+    return 0 if metadata is None else int(metadata[VERSION])
+
+
+def _stored(key: str, embedding: Sequence[float], document: str | None, metadata: Metadata) -> Stored:
+    return Stored(key, metadata[STREAM], metadata[VERSION], digest(decode(key, embedding, document, metadata)))
+
+
+def _mark(tombstones: Collection, marks: Sequence[Change]) -> None:
+    tombstones.upsert(
+        ids=[change.key for change in marks],
+        # A collection wants vectors; equal ones would make its index degenerate.
+        embeddings=[[zlib.crc32(change.key.encode()) / 2**32] for change in marks],
+        metadatas=[{VERSION: change.version, STREAM: change.stream} for change in marks],
+    )
+
+
+def _write(operation: Callable[..., Any], rows: Sequence[ChromaRow], refused: dict[str, str]) -> None:
+    """Write rows in requests of bounded size; halve a refused request until the refused records stand alone."""
+    for part in _bounded(rows):
+        try:
+            operation(
+                ids=[row.id for row in part],
+                embeddings=[row.embedding for row in part],
+                documents=[row.document for row in part],
+                metadatas=[row.metadata for row in part],
+            )
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            if len(part) == 1:
+                refused[part[0].id] = str(error)
+            else:
+                for half in _cut(part, (len(part) + 1) // 2):
+                    _write(operation, half, refused)
+
+
+def _bounded(rows: Sequence[ChromaRow]) -> Iterator[list[ChromaRow]]:
+    part: list[ChromaRow] = []
+    size = 0
+    for row in rows:
+        if part and size + row.size > REQUEST_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(row)
+        size += row.size
+    if part:
+        yield part
+
+
+def _cut(items: Sequence[T], length: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + length] for start in range(0, len(items), length))

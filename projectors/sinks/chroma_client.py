@@ -1,0 +1,127 @@
+"""How the Chroma sink and reader reach their store, name its collections and tell its errors apart.
+
+``settings``, one of:
+
+* ``{"path": FOLDER}``: Chroma inside this process. A folder takes one process at a time; within a process
+  every sink and reader of the folder shares one engine, which ends with the last of them.
+* ``{"url": "http://host:port"}``: a Chroma server; also ``headers`` (a mapping), ``tenant``, ``database``
+  and ``timeout_s``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+import chromadb
+import httpx
+from chromadb.api import ClientAPI, ServerAPI
+from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, Settings
+from chromadb.errors import ChromaError, NotFoundError
+
+from outbox.errors import SettingsError, StoreError, StoreUnavailable
+
+TIMEOUT_S: Final = 30.0
+"""How long a server may take to answer. A full batch of 5,461 records takes it a few seconds on two cores."""
+
+REFUSED: Final = frozenset({400, 413, 422})
+"""HTTP's words for "this request will never do": malformed, too large, not valid."""
+
+Part = Literal["records", "tombstones"]
+
+_OPENING = threading.Lock()
+"""Chroma counts the users of a folder's engine, but makes and ends the engine outside its own lock."""
+
+
+def collection_name(projection: str, generation: str, part: Part) -> str:
+    """The collection's name. A generation holds no dot, so no two projections can meet in one name."""
+    return f"{projection}.{generation}.{part}"
+
+
+@contextmanager
+def open_client(settings: Mapping[str, Any]) -> Iterator[ClientAPI]:
+    """A client of the store that ``settings`` name. Raises ``SettingsError`` or ``StoreUnavailable``."""
+    if ("path" in settings) == ("url" in settings):
+        raise SettingsError("chroma: give either 'path' (a folder) or 'url' (a server)")
+    with _OPENING, translated():
+        client = _embedded(settings) if "path" in settings else _remote(settings)
+    try:
+        yield client
+    finally:
+        with _OPENING:
+            client.close()
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise what Chroma raises as ``StoreUnavailable``, or as ``StoreError`` if asking again cannot help."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except NotFoundError as error:
+        raise StoreUnavailable(f"chroma: {error}: prepare the generation first") from error
+    except Exception as error:
+        # All of them: the HTTP client raises a bare Exception for an answer that is no JSON, and a ValueError for no answer.
+        raise _typed(error) from error
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether Chroma says that the request itself is wrong, so that sending it again cannot succeed."""
+    if isinstance(error, NotFoundError):
+        return False
+    if isinstance(error, ChromaError):
+        return error.code() in REFUSED
+    if isinstance(error.__context__, httpx.HTTPStatusError):
+        return error.__context__.response.status_code in REFUSED
+    return isinstance(error, ValueError | TypeError | OverflowError)
+
+
+def _typed(error: Exception) -> StoreError:
+    said = (str(error) or type(error).__name__).splitlines()[0]
+    return StoreError(f"chroma refuses: {said}") if is_refusal(error) else StoreUnavailable(f"chroma: {said}")
+
+
+def _embedded(settings: Mapping[str, Any]) -> ClientAPI:
+    folder = Path(settings["path"]).absolute()
+    try:
+        return chromadb.PersistentClient(str(folder), settings=_quiet())
+    except ValueError as error:
+        raise SettingsError(f"chroma: {folder} cannot be opened: {error}") from error
+
+
+def _remote(settings: Mapping[str, Any]) -> ClientAPI:
+    url, timeout_s = str(settings["url"]).rstrip("/"), float(settings.get("timeout_s", TIMEOUT_S))
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise SettingsError(f"chroma: 'url' must be http(s)://host:port, not {url!r}")
+    _ask_whether_it_lives(url, timeout_s)
+    client = chromadb.HttpClient(
+        host=parts.hostname,
+        port=parts.port or (443 if parts.scheme == "https" else 80),
+        ssl=parts.scheme == "https",
+        headers=dict(settings.get("headers", {})),
+        settings=_quiet(),
+        tenant=settings.get("tenant", DEFAULT_TENANT),
+        database=settings.get("database", DEFAULT_DATABASE),
+    )
+    # Chroma's session waits for ever and has no setting for it.
+    client._system.instance(ServerAPI)._session.timeout = httpx.Timeout(timeout_s)  # noqa: SLF001
+    return client
+
+
+def _ask_whether_it_lives(url: str, timeout_s: float) -> None:
+    """Constructing the client asks the server too, but without a bound on the wait."""
+    try:
+        httpx.get(f"{url}/api/v2/heartbeat", timeout=timeout_s).raise_for_status()
+    except httpx.HTTPError as error:
+        raise StoreUnavailable(f"chroma: {url} does not answer: {error}") from error
+
+
+def _quiet() -> Settings:
+    """New settings for each client: Chroma writes its host and port into those it is given."""
+    return Settings(anonymized_telemetry=False)
