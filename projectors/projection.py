@@ -1,0 +1,30 @@
+"""A projection: the pure code that says what a store should hold.
+
+``fold`` takes a stream's state one event further; ``records`` says what a state looks like in the store.
+Neither reads a clock, a random number or anything else from outside: the same log must give the same
+records on every machine and in every rebuild. Shrinking, renaming and deleting need no code here: keys a
+stream once owned and owns no longer become tombstones by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from outbox.event import Event
+from projectors.record import Record
+
+
+class Projection(Protocol):
+    """``S``, the state, is any value; None is the state before the first event and after a deletion."""
+
+    @property
+    def categories(self) -> Sequence[str]:
+        """The categories of streams it follows."""
+
+    def fold(self, state: Any, event: Event) -> Any:
+        """The state after ``event``. Must not change ``state`` in place: states are cached and shared."""
+
+    def records(self, stream: str, state: Any) -> Iterable[Record]:
+        """What the store holds for this stream in this state. Keys must be owned by this stream alone:
+        the stream's name, or the name with a suffix behind ``#``."""
