@@ -1,0 +1,13 @@
+from projectors.record import Row, Value
+from tests.conformance.sinks import Store
+
+STORES = (
+    Store(
+        name="postgres",
+        entry="postgres",
+        kinds=(Row, Value),
+        settings=lambda address, folder: {"dsn": address("postgres")},
+        unreachable=lambda folder: {"dsn": "host=127.0.0.1 port=9 dbname=postgres user=postgres"},
+        over_batch=6_000,  # a statement takes 5,000 rows
+    ),
+)
