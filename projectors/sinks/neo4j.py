@@ -25,16 +25,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final
 
 import neo4j
-import orjson
 from neo4j.exceptions import ConfigurationError, DriverError, Neo4jError
 from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
 
 from outbox.errors import RecordsRefused, SettingsError, StoreError, StoreUnavailable
-from projectors.record import Change, Edge, Node, Properties, Stored, canonical, digest
+from projectors.record import Change, Stored, digest
+from projectors.sinks.neo4j_form import Row, labels_of, rebuilt, row_of, same
 
 ROWS_MAX: Final = 1_000
 """Nodes written in one transaction: more gain no speed and hold locks longer."""
@@ -43,10 +42,7 @@ EDGES_MAX: Final = 10_000
 PAGE_COUNT: Final = 1_000
 FETCH_COUNT: Final = 100
 """Rows on their way at once: what a scan holds in memory."""
-NAME_LENGTH_MAX: Final = 1_000
-"""Characters of a name that are indexed: an index entry holds about 8,000 bytes."""
 CONNECT_TIMEOUT_S: Final = 5.0
-_INT64: Final = range(-(2**63), 2**63)
 
 _PREPARE: Final = (
     "CREATE CONSTRAINT outbox_generation IF NOT EXISTS FOR (g:OutboxGeneration) REQUIRE g.label IS UNIQUE",
@@ -204,7 +200,7 @@ class Neo4jSink:
         refused: dict[str, str] = {}
         label = label_of(self._projection, generation)
         with self._session("apply") as session:
-            for batch in _batches(_rows(changes, label, refused)):
+            for batch in _batches(_rows(changes, refused)):
                 self._apply(session, label, batch, refused)
         if refused:
             raise RecordsRefused(refused)
@@ -229,7 +225,7 @@ class Neo4jSink:
             for statement in _DROP:
                 session.run(cypher(statement, label), label=label).consume()
 
-    def _apply(self, session: neo4j.Session, label: str, batch: Sequence[_Row], refused: dict[str, str]) -> None:
+    def _apply(self, session: neo4j.Session, label: str, batch: Sequence[Row], refused: dict[str, str]) -> None:
         """One transaction. A batch that is refused is halved until the culprit stands alone."""
         bounded = neo4j.unit_of_work(timeout=self._settings.timeout_s)
         try:
@@ -274,19 +270,7 @@ class Neo4jSink:
             yield session
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One change as Neo4j takes it."""
-
-    key: str
-    version: int
-    kind: str | None
-    properties: Mapping[str, Any]
-    edges: Mapping[tuple[str, str], Mapping[str, Any]]
-    """Properties by kind and target."""
-
-
-def _write(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[_Row]) -> None:
+def _write(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row]) -> None:
     """Apply a batch in one transaction; a crash anywhere leaves nothing of it.
 
     1. Leave out what is overtaken, without locks: versions only rise, so this answer stays true.
@@ -310,7 +294,7 @@ def _write(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[_Row]) -> N
 
 
 def _cut(
-    tx: neo4j.ManagedTransaction, label: str, batch: Sequence[_Row], held: Mapping[str, neo4j.Record]
+    tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row], held: Mapping[str, neo4j.Record]
 ) -> list[dict[str, Any]]:
     """Delete the owned edges that are no longer stated, or differ; returns those to create."""
     missing = {(row.key, *end): properties for row in batch for end, properties in row.edges.items()}
@@ -319,7 +303,7 @@ def _cut(
     stale = []
     for edge in tx.run(cypher(_OWNED, label), ids=owners) if owners else ():
         end = (edge["key"], edge["kind"], edge["target"])
-        if end in missing and _same(missing[end], edge["properties"]):
+        if end in missing and same(missing[end], edge["properties"]):
             del missing[end]
         else:
             stale.append(edge["id"])
@@ -330,12 +314,12 @@ def _cut(
     ]
 
 
-def _write_nodes(tx: neo4j.ManagedTransaction, batch: Sequence[_Row], held: Mapping[str, neo4j.Record]) -> None:
+def _write_nodes(tx: neo4j.ManagedTransaction, batch: Sequence[Row], held: Mapping[str, neo4j.Record]) -> None:
     former = [
-        (held[row.key]["id"], _labels(held[row.key]["kind"])) for row in batch if row.kind != held[row.key]["kind"]
+        (held[row.key]["id"], labels_of(held[row.key]["kind"])) for row in batch if row.kind != held[row.key]["kind"]
     ]
     _each(tx, _UNLABEL, "rows", [{"id": node, "labels": labels} for node, labels in former if labels])
-    rows = [{"id": held[row.key]["id"], "properties": row.properties, "labels": _labels(row.kind)} for row in batch]
+    rows = [{"id": held[row.key]["id"], "properties": row.properties, "labels": labels_of(row.kind)} for row in batch]
     _each(tx, _WRITE, "rows", rows)
 
 
@@ -344,37 +328,8 @@ def _each(tx: neo4j.ManagedTransaction, statement: str, name: str, items: Sequen
         tx.run(statement, {name: items}).consume()
 
 
-def _rows(changes: Sequence[Change], label: str, refused: dict[str, str]) -> Iterator[_Row]:
-    """The changes, greatest version per key, in the order of their keys; what cannot be sent is refused."""
-    newest: dict[str, Change] = {}
-    for change in changes:
-        if change.key not in newest or newest[change.key].version < change.version:
-            newest[change.key] = change
-    for key in sorted(newest):
-        try:
-            yield _row(newest[key])
-        except (TypeError, ValueError) as error:  # orjson: a lone surrogate, an integer beyond 64 bits, a foreign type
-            refused[key] = f"not JSON: {error}"
-
-
-def _row(change: Change) -> _Row:
-    own = {"_key": change.key, "_stream": change.stream, "_version": change.version}
-    match change.record:
-        case None:
-            return _Row(change.key, change.version, None, {**own, "_live": False}, {})
-        case Node() as node:
-            canonical(node)  # refuses here, by name, what the driver would refuse for the whole batch
-            own |= {"_live": True, "_kind": node.kind, "name": node.name[:NAME_LENGTH_MAX]}
-            if len(node.name) > NAME_LENGTH_MAX:
-                own["_name"] = node.name
-            edges = {(edge.kind, edge.target): _native(edge.properties) for edge in node.edges}
-            return _Row(change.key, change.version, node.kind, _native(node.properties, "name") | own, edges)
-        case other:
-            raise TypeError(f"the neo4j sink takes Node, not {type(other).__name__}")
-
-
-def _batches(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
-    batch: list[_Row] = []
+def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    batch: list[Row] = []
     edges = 0
     for row in rows:
         if batch and (len(batch) == ROWS_MAX or edges + len(row.edges) > EDGES_MAX):
@@ -386,63 +341,26 @@ def _batches(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
         yield batch
 
 
-def _native(properties: Properties, *reserved: str) -> dict[str, Any]:
-    """Plain properties for users' queries; the rest, exactly as given, as JSON in ``_json``."""
-    plain = {k: v for k, v in properties.items() if _is_plain_name(k) and k not in reserved and _is_plain(v)}
-    rest = {k: v for k, v in properties.items() if k not in plain}
-    return {**plain, "_json": orjson.dumps(rest, option=orjson.OPT_SORT_KEYS).decode()} if rest else plain
-
-
-def _is_plain_name(name: str) -> bool:
-    return bool(name) and not name.startswith("_") and "\x00" not in name
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether Neo4j gives this value back as it was: it turns [1, 2.5] into floats and [] into any list."""
-    if isinstance(value, list | tuple):
-        return bool(value) and len({type(item) for item in value}) == 1 and all(_is_plain_scalar(v) for v in value)
-    return _is_plain_scalar(value)
-
-
-def _is_plain_scalar(value: Any) -> bool:
-    return type(value) in (str, bool, float) or (type(value) is int and value in _INT64)
-
-
-def _given(stored: Mapping[str, Any], *reserved: str) -> dict[str, Any]:
-    """The properties as they were given to :func:`_native`."""
-    plain = {k: v for k, v in stored.items() if not k.startswith("_") and k not in reserved}
-    return plain | orjson.loads(stored["_json"]) if "_json" in stored else plain
-
-
-def _same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    """Equality that tells 1 from 1.0 and True, and 0.0 from -0.0."""
-    return ours.keys() == theirs.keys() and all(repr(ours[k]) == repr(theirs[k]) for k in ours)
-
-
-def _labels(kind: str | None) -> list[str]:
-    """The label that shows a kind, unless it could be taken for one of the sink's own."""
-    if not kind or "\x00" in kind or kind.startswith("Outbox") or (kind.startswith("p_") and "." in kind):
-        return []
-    return [kind]
+def _rows(changes: Sequence[Change], refused: dict[str, str]) -> Iterator[Row]:
+    """The changes, greatest version per key, in the order of their keys; what cannot be sent is refused."""
+    newest: dict[str, Change] = {}
+    for change in changes:
+        if change.key not in newest or newest[change.key].version < change.version:
+            newest[change.key] = change
+    for key in sorted(newest):
+        try:
+            yield row_of(newest[key])
+        except (TypeError, ValueError) as error:  # orjson: a lone surrogate, an integer beyond 64 bits, a foreign type
+            refused[key] = f"not JSON: {error}"
 
 
 def _stored(row: neo4j.Record) -> Stored:
     properties = row["properties"]
     try:
-        digested = digest(_node(properties, row["edges"]))
+        digested = digest(rebuilt(properties, row["edges"]))
     except (TypeError, KeyError, ValueError):  # someone else's hand: no record has such values, so none is equal
         digested = b""
     return Stored(properties["_key"], properties.get("_stream", ""), properties.get("_version", 0), digested)
-
-
-def _node(properties: Mapping[str, Any], edges: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Node:
-    return Node(
-        key=properties["_key"],
-        kind=properties["_kind"],
-        name=properties.get("_name", properties["name"]),
-        properties=_given(properties, "name"),
-        edges=[Edge(kind, target, _given(stored)) for kind, target, stored in edges],
-    )
 
 
 def _one_line(text: str | None) -> str:

@@ -1,0 +1,102 @@
+"""The form in which Neo4j holds a node: labels, plain properties, and JSON for what it would bend.
+
+Names that start with ``_`` are the sink's (see :mod:`projectors.sinks.neo4j`); ``name`` is the node's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from projectors.record import Change, Edge, Node, Properties, canonical
+
+NAME_LENGTH_MAX: Final = 1_000
+"""Characters of a name that are indexed: an index entry holds about 8,000 bytes."""
+_INT64: Final = range(-(2**63), 2**63)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One change as Neo4j takes it."""
+
+    key: str
+    version: int
+    kind: str | None
+    properties: Mapping[str, Any]
+    edges: Mapping[tuple[str, str], Mapping[str, Any]]
+    """Properties by kind and target."""
+
+
+def row_of(change: Change) -> Row:
+    """The change as Neo4j takes it. Raises TypeError or ValueError for what no store could give back."""
+    own = {"_key": change.key, "_stream": change.stream, "_version": change.version}
+    match change.record:
+        case None:
+            return Row(change.key, change.version, None, {**own, "_live": False}, {})
+        case Node() as node:
+            canonical(node)  # refuses here, by name, what the driver would refuse for the whole batch
+            own |= {"_live": True, "_kind": node.kind, "name": node.name[:NAME_LENGTH_MAX]}
+            if len(node.name) > NAME_LENGTH_MAX:
+                own["_name"] = node.name
+            edges = {(edge.kind, edge.target): _native(edge.properties) for edge in node.edges}
+            return Row(change.key, change.version, node.kind, _native(node.properties, "name") | own, edges)
+        case other:
+            raise TypeError(f"the neo4j sink takes Node, not {type(other).__name__}")
+
+
+def _native(properties: Properties, *reserved: str) -> dict[str, Any]:
+    """Plain properties for users' queries; the rest, exactly as given, as JSON in ``_json``."""
+    plain = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in properties.items()
+        if _is_plain_name(name) and name not in reserved and _is_plain(value)
+    }
+    rest = {k: v for k, v in properties.items() if k not in plain}
+    return {**plain, "_json": orjson.dumps(rest, option=orjson.OPT_SORT_KEYS).decode()} if rest else plain
+
+
+def _is_plain_name(name: str) -> bool:
+    return bool(name) and not name.startswith("_") and "\x00" not in name
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether Neo4j gives this value back as it was: it turns [1, 2.5] into floats and [] into any list."""
+    if isinstance(value, list | tuple):
+        return bool(value) and len({type(item) for item in value}) == 1 and all(_is_plain_scalar(v) for v in value)
+    return _is_plain_scalar(value)
+
+
+def _is_plain_scalar(value: Any) -> bool:
+    return type(value) in (str, bool, float) or (type(value) is int and value in _INT64)
+
+
+def _given(stored: Mapping[str, Any], *reserved: str) -> dict[str, Any]:
+    """The properties as they were given to :func:`_native`."""
+    plain = {k: v for k, v in stored.items() if not k.startswith("_") and k not in reserved}
+    return plain | orjson.loads(stored["_json"]) if "_json" in stored else plain
+
+
+def same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Equality that tells 1 from 1.0 and True, and 0.0 from -0.0."""
+    return ours.keys() == theirs.keys() and all(repr(ours[k]) == repr(theirs[k]) for k in ours)
+
+
+def labels_of(kind: str | None) -> list[str]:
+    """The label that shows a kind, unless it could be taken for one of the sink's own."""
+    if not kind or "\x00" in kind or kind.startswith("Outbox") or (kind.startswith("p_") and "." in kind):
+        return []
+    return [kind]
+
+
+def rebuilt(properties: Mapping[str, Any], edges: Iterable[tuple[str, str, Mapping[str, Any]]]) -> Node:
+    """The node as it was given. Raises KeyError, TypeError or ValueError if someone else has changed its form."""
+    return Node(
+        key=properties["_key"],
+        kind=properties["_kind"],
+        name=properties.get("_name", properties["name"]),
+        properties=_given(properties, "name"),
+        edges=[Edge(kind, target, _given(stored)) for kind, target, stored in edges],
+    )
