@@ -67,11 +67,12 @@ class Folding:
         the log. A stream whose fold raises gives a :class:`Failure`; the others are not held up by it.
         """
         streams = self._group(events)
-        bases = self._bases(streams)
+        bases, failures = self._bases(streams)
         changes: list[Change] = []
         states: dict[str, State] = {}
-        failures: list[Failure] = []
         for stream, batch in streams.items():
+            if any(f.stream == stream for f in failures):
+                continue
             state, changed, failure = self._stream(stream, bases[stream], batch)
             changes += changed
             states[stream] = state
@@ -99,7 +100,7 @@ class Folding:
                 streams.setdefault(event.stream, {})[event.version] = event
         return streams
 
-    def _bases(self, streams: Mapping[str, dict[int, Event]]) -> dict[str, State]:
+    def _bases(self, streams: Mapping[str, dict[int, Event]]) -> tuple[dict[str, State], list[Failure]]:
         """Where each stream's fold begins: the cached state, nothing, or (to be read) all below its first event.
 
         A hole behind a cached state is filled into the batch, since its events are in no store yet. Without a
@@ -107,6 +108,7 @@ class Folding:
         """
         bases: dict[str, State] = {}
         missing: dict[str, int] = {}
+        failures: list[Failure] = []
         for stream, batch in streams.items():
             first = min(batch)
             cached = self._states.get(stream)
@@ -120,17 +122,14 @@ class Folding:
             first = min(batch)
             for event in history:
                 if event.version < first and stream not in self._states:
-                    bases[stream] = State(event.version, self._quietly(bases[stream].value, event))
+                    try:
+                        bases[stream] = State(event.version, self._projection.fold(bases[stream].value, event))
+                    except Exception as error:  # the projection's own code may raise anything
+                        failures.append(_failure(event, error))
+                        break
                 elif event.version > bases[stream].version:
                     batch.setdefault(event.version, event)
-        return bases
-
-    def _quietly(self, value: Any, event: Event) -> Any:
-        """Fold history; an event that raises was parked when it came, and raises again when retried."""
-        try:
-            return self._projection.fold(value, event)
-        except Exception as error:
-            raise ProjectionError(f"{event.stream}@{event.version}: {error!r}") from error
+        return bases, failures
 
     def _stream(
         self, stream: str, base: State, batch: Mapping[int, Event]
@@ -146,7 +145,7 @@ class Folding:
                 value = self._projection.fold(state.value, event)
                 after = self._records(stream, value)
             except Exception as error:  # the projection's own code may raise anything
-                failure = Failure(stream, version, event.type, f"{type(error).__name__}: {error}")
+                failure = _failure(event, error)
                 break
             touched |= _touched(current, after)
             state, current = State(version, value), after
@@ -161,6 +160,10 @@ class Folding:
             if key != stream and not key.startswith(stream + "#"):
                 raise ProjectionError(f"record key {key!r} is not owned by the stream {stream!r}")
         return {key: (record, canonical(record)) for key, record in records.items()}
+
+
+def _failure(event: Event, error: Exception) -> Failure:
+    return Failure(event.stream, event.version, event.type, f"{type(error).__name__}: {error}")
 
 
 def _touched(before: Mapping[str, tuple[Record, bytes]], after: Mapping[str, tuple[Record, bytes]]) -> set[str]:

@@ -33,6 +33,7 @@ CREATE TABLE IF NOT EXISTS outbox.dead_letter (
     type       text        NOT NULL,
     error      text        NOT NULL,
     attempts   integer     NOT NULL DEFAULT 1,
+    retry      boolean     NOT NULL DEFAULT false,  -- somebody asked to try it again
     at         timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (projector, generation, stream)
 );

@@ -1,0 +1,227 @@
+"""What projectors remember in PostgreSQL: generations, checkpoints, dead letters and their own health.
+
+Every function is one statement. Names follow the tables of 0004_read_side.sql.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from outbox.broker.protocol import TopicPartition
+from outbox.database import Connection
+
+GenerationState = Literal["building", "serving", "retired"]
+
+_SAVE: Final = """
+INSERT INTO outbox.checkpoint AS c (projector, generation, topic, partition, "offset")
+SELECT %(projector)s, %(generation)s, t, p, o
+FROM unnest(%(topics)s::text[], %(partitions)s::int[], %(offsets)s::bigint[]) AS r (t, p, o)
+ON CONFLICT (projector, generation, topic, partition) DO UPDATE
+SET "offset" = excluded."offset", at = clock_timestamp() WHERE c."offset" < excluded."offset"
+"""
+_START: Final = """
+INSERT INTO outbox.checkpoint (projector, generation, topic, partition, "offset")
+SELECT %(projector)s, %(generation)s, topic, partition, "offset" + 1 FROM outbox.published WHERE topic = ANY (%(topics)s)
+"""
+_LAG: Final = """
+SELECT coalesce(sum(p."offset" + 1 - coalesce(c."offset", 0)), 0)
+FROM outbox.published p LEFT JOIN outbox.checkpoint c
+  ON c.topic = p.topic AND c.partition = p.partition AND c.projector = %(projector)s AND c.generation = %(generation)s
+WHERE p.topic = ANY (%(topics)s) AND p."offset" + 1 > coalesce(c."offset", 0)
+"""
+_PARK: Final = """
+INSERT INTO outbox.dead_letter AS d (projector, generation, stream, version, type, error)
+VALUES (%s, %s, %s, %s, %s, %s)
+ON CONFLICT (projector, generation, stream) DO UPDATE
+SET version = excluded.version, type = excluded.type, error = excluded.error, attempts = d.attempts + 1,
+    retry = false, at = clock_timestamp()
+"""
+_HEALTH: Final = """
+INSERT INTO outbox.projector (projector, store, health) VALUES (%s, %s, %s)
+ON CONFLICT (projector) DO UPDATE SET store = excluded.store, health = excluded.health, at = clock_timestamp()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One generation of a projector's records. ``progress``: the last stream that a build has loaded."""
+
+    name: str
+    state: GenerationState
+    progress: str | None
+    records: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A parked stream: ``version`` is its first event that is not applied."""
+
+    projector: str
+    generation: str
+    stream: str
+    version: int
+    type: str
+    error: str
+    attempts: int
+
+
+# ------------------------------------------------------------- generations
+
+
+def generations(connection: Connection, projector: str) -> list[Generation]:
+    """All generations, oldest first."""
+    rows = connection.execute(
+        "SELECT generation, state, progress, records FROM outbox.generation WHERE projector = %s ORDER BY made_at",
+        [projector],
+    )
+    return [Generation(*row) for row in rows]
+
+
+def serving(connection: Connection, projector: str) -> str | None:
+    """The generation that serves, if one does."""
+    row = connection.execute(
+        "SELECT generation FROM outbox.generation WHERE projector = %s AND state = 'serving'", [projector]
+    ).fetchone()
+    return row[0] if row else None
+
+
+def begin_generation(connection: Connection, projector: str, generation: str, topics: Sequence[str]) -> None:
+    """Write down a new generation and where its catch-up begins: behind what is published now.
+
+    Both in one transaction, before any of the log is read: so what a later read of the log does not see
+    is published behind these offsets.
+    """
+    with connection.transaction():
+        connection.execute(
+            "INSERT INTO outbox.generation (projector, generation, state) VALUES (%s, %s, 'building')",
+            [projector, generation],
+        )
+        connection.execute(_START, {"projector": projector, "generation": generation, "topics": list(topics)})
+
+
+def note_progress(connection: Connection, projector: str, generation: str, stream: str, records: int) -> None:
+    """A build has loaded every stream up to this one."""
+    connection.execute(
+        "UPDATE outbox.generation SET progress = %s, records = %s, changed_at = clock_timestamp()"
+        " WHERE projector = %s AND generation = %s",
+        [stream, records, projector, generation],
+    )
+
+
+def switch_generation(connection: Connection, projector: str, generation: str) -> None:
+    """Let ``generation`` serve, in one transaction; the one that served is kept as retired."""
+    with connection.transaction():
+        connection.execute(
+            "UPDATE outbox.generation SET state = 'retired', changed_at = clock_timestamp()"
+            " WHERE projector = %s AND state = 'serving' AND generation <> %s",
+            [projector, generation],
+        )
+        connection.execute(
+            "UPDATE outbox.generation SET state = 'serving', changed_at = clock_timestamp()"
+            " WHERE projector = %s AND generation = %s",
+            [projector, generation],
+        )
+
+
+def forget_generation(connection: Connection, projector: str, generation: str) -> None:
+    """Remove a generation and all that was remembered of it."""
+    with connection.transaction():
+        for table in ("generation", "checkpoint", "dead_letter"):
+            connection.execute(
+                f"DELETE FROM outbox.{table} WHERE projector = %s AND generation = %s".encode(),
+                [projector, generation],
+            )
+
+
+# ------------------------------------------------------------- checkpoints
+
+
+def checkpoints(connection: Connection, projector: str, generation: str) -> dict[TopicPartition, int]:
+    """The next offset to apply, by partition."""
+    rows = connection.execute(
+        'SELECT topic, partition, "offset" FROM outbox.checkpoint WHERE projector = %s AND generation = %s',
+        [projector, generation],
+    )
+    return {TopicPartition(t, p): o for t, p, o in rows}
+
+
+def save_checkpoints(
+    connection: Connection, projector: str, generation: str, offsets: Mapping[TopicPartition, int]
+) -> None:
+    """Everything below these offsets is applied. A checkpoint never goes back."""
+    connection.execute(
+        _SAVE,
+        {
+            "projector": projector,
+            "generation": generation,
+            "topics": [tp.topic for tp in offsets],
+            "partitions": [tp.partition for tp in offsets],
+            "offsets": list(offsets.values()),
+        },
+    )
+
+
+def lag(connection: Connection, projector: str, generation: str, topics: Sequence[str]) -> int:
+    """Messages published but not yet applied."""
+    row = connection.execute(
+        _LAG, {"projector": projector, "generation": generation, "topics": list(topics)}
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+# ------------------------------------------------------------ dead letters
+
+
+def park(connection: Connection, letter: DeadLetter) -> None:
+    """Write a dead letter down, or that trying it again has failed."""
+    connection.execute(
+        _PARK, [letter.projector, letter.generation, letter.stream, letter.version, letter.type, letter.error[:2_000]]
+    )
+
+
+def dead_letters(connection: Connection, projector: str | None = None, generation: str | None = None) -> list[DeadLetter]:
+    """The dead letters, of all projectors or of one."""
+    rows = connection.execute(
+        "SELECT projector, generation, stream, version, type, error, attempts FROM outbox.dead_letter"
+        " WHERE (%(p)s::text IS NULL OR projector = %(p)s) AND (%(g)s::text IS NULL OR generation = %(g)s)"
+        " ORDER BY at",
+        {"p": projector, "g": generation},
+    )
+    return [DeadLetter(*row) for row in rows]
+
+
+def ask_retry(connection: Connection, projector: str, streams: Iterable[str] | None = None) -> int:
+    """Ask the projector to try its parked streams (None: all) again; it does so within a second."""
+    return connection.execute(
+        "UPDATE outbox.dead_letter SET retry = true WHERE projector = %(p)s"
+        " AND (%(s)s::text[] IS NULL OR stream = ANY (%(s)s::text[]))",
+        {"p": projector, "s": None if streams is None else list(streams)},
+    ).rowcount
+
+
+def asked_retries(connection: Connection, projector: str, generation: str) -> dict[str, int]:
+    """The parked streams that somebody asked to try again, and their first event not applied."""
+    return dict(
+        connection.execute(
+            "SELECT stream, version FROM outbox.dead_letter WHERE projector = %s AND generation = %s AND retry",
+            [projector, generation],
+        ).fetchall()
+    )
+
+
+def unpark(connection: Connection, projector: str, generation: str, stream: str) -> None:
+    """The stream is applied; it is parked no longer."""
+    connection.execute(
+        "DELETE FROM outbox.dead_letter WHERE projector = %s AND generation = %s AND stream = %s",
+        [projector, generation, stream],
+    )
+
+
+# ------------------------------------------------------------------ health
+
+
+def note_health(connection: Connection, projector: str, store: str, health: str) -> None:
+    """``health``: "ok", or in one line what is wrong."""
+    connection.execute(_HEALTH, [projector, store, health[:500]])
