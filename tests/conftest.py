@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
+
+from deploy.local.resolve import resolve
 
 Address = Callable[[str], str]
 
 
 @pytest.fixture(scope="session")
 def address() -> Iterator[Address]:
-    """``address("neo4j")`` is where that server answers: ``OUTBOX_TEST_NEO4J`` if it is set, else a server
-    that is started when it is first asked for and stopped with the session."""
-    from deploy.local.local import Local
+    """``address("neo4j")`` is where that server answers. It is found or started when first asked for (see
+    :mod:`deploy.local.resolve`) and, if it was started for the tests, stopped with the session."""
+    with ExitStack() as servers:
+        known: dict[str, str] = {}
 
-    local: list[Local] = []
+        def find(name: str) -> str:
+            if name not in known:
+                known[name] = servers.enter_context(resolve([name])).address(name)
+            return known[name]
 
-    def find(name: str) -> str:
-        if given := os.environ.get(f"OUTBOX_TEST_{name.upper()}"):
-            return given
-        if not local:
-            local.append(Local())
-        return local[0].start(name)[0].address
-
-    try:
         yield find
-    finally:
-        for started in local:
-            started.close()

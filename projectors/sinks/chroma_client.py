@@ -61,12 +61,11 @@ def translated() -> Iterator[None]:
     """Raise what Chroma raises as ``StoreUnavailable``, or as ``StoreError`` if asking again cannot help."""
     try:
         yield
-    except StoreError:
-        raise
     except NotFoundError as error:
         raise StoreUnavailable(f"chroma: {error}: prepare the generation first") from error
     except Exception as error:
-        # All of them: the HTTP client raises a bare Exception for an answer that is no JSON, and a ValueError for no answer.
+        if not _is_chromas(error):
+            raise
         raise _typed(error) from error
 
 
@@ -79,6 +78,12 @@ def is_refusal(error: Exception) -> bool:
     if isinstance(error.__context__, httpx.HTTPStatusError):
         return error.__context__.response.status_code in REFUSED
     return isinstance(error, ValueError | TypeError | OverflowError)
+
+
+def _is_chromas(error: Exception) -> bool:
+    """Its client also raises ``ValueError`` (nobody answers) and a bare ``Exception`` (the answer is no JSON)."""
+    known = (ChromaError, httpx.HTTPError, OSError, RuntimeError, ValueError)
+    return isinstance(error, known) or type(error) is Exception
 
 
 def _typed(error: Exception) -> StoreError:

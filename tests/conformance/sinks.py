@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import random
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -15,9 +16,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from projectors.record import Change, Node, Record, Stored, digest
+import pytest
+
+from projectors.record import Change, Record, Stored, digest
 from projectors.sinks.protocol import Sink
 from tests.conformance import stores
+from tests.conformance.samples import sample
 
 Settings = Mapping[str, Any]
 Address = Callable[[str], str]
@@ -40,6 +44,11 @@ class Store:
     """Settings that lead to no store; None if the store is a folder or the process itself."""
     over_batch: int = 2_500
     """More records than the store (or its sink) takes in one request."""
+    silent: Callable[[int], Settings] | None = None
+    """Settings that lead to a local port that takes connections and never answers, with the shortest wait the
+    sink can be set to."""
+    concurrent: bool = False
+    """Whether the store itself compares and sets, so that two writers at once end right."""
     durable: bool = True
     """Whether what was applied outlives the process."""
 
@@ -114,13 +123,35 @@ def tombstone(key: str, version: int) -> Change:
     return Change(key, stream_of(key), version, None)
 
 
+def change_of(kind: type, key: str, version: int) -> Change:
+    """The one change that ``key`` has at ``version``: every third is a tombstone."""
+    return tombstone(key, version) if version % 3 == 0 else put(sample(kind, key, version), version)
+
+
+def history(kind: type, seed: int, length: int, keys: int = 8) -> list[Change]:
+    """Changes of a few keys, in a mixed order, some more than once."""
+    source = random.Random(seed)
+    return [change_of(kind, f"k{source.randrange(keys)}", source.randrange(1, 20)) for _ in range(length)]
+
+
 def stream_of(key: str) -> str:
     return f"thing-{key}"
 
 
 STORES = discover()
 EVERY_KIND = [(store, kind) for store in STORES for kind in store.kinds]
-GRAPHS = [store for store in STORES if Node in store.kinds]
+
+
+def with_kind(kind: type) -> pytest.MarkDecorator:
+    """Run the test on every store that takes this kind of record."""
+    return pytest.mark.parametrize("store", [store for store in STORES if kind in store.kinds], ids=label)
+
+
+def where(condition: Callable[[Store], Any]) -> pytest.MarkDecorator:
+    """Run the test on every store of which ``condition`` holds, with every kind that it takes."""
+    return pytest.mark.parametrize(
+        ("store", "kind"), [(store, kind) for store, kind in EVERY_KIND if condition(store)], ids=label
+    )
 
 
 def label(value: Any) -> str:

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import random
+import socket
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from outbox.errors import StoreUnavailable
-from projectors.record import Change
 from projectors.sinks.protocol import Sink
 from tests.conformance.samples import KEYS, oddities, sample
-from tests.conformance.sinks import EVERY_KIND, STORES, Space, Store, expected, held, label, put, tombstone
+from tests.conformance.sinks import (
+    STORES,
+    Space,
+    Store,
+    change_of,
+    expected,
+    held,
+    history,
+    label,
+    put,
+    tombstone,
+    where,
+)
 
-every_kind = pytest.mark.parametrize(("store", "kind"), EVERY_KIND, ids=label)
+every_kind = where(lambda store: True)
 on_servers = pytest.mark.parametrize("store", [s for s in STORES if s.unreachable], ids=label)
+silenced = pytest.mark.parametrize("store", [s for s in STORES if s.silent], ids=label)
 
 ANSWERS_WITHIN_S = 30.0
 """A store that is not there must be told from one that is slow within this time."""
@@ -163,7 +177,7 @@ def test_a_batch_applied_again_changes_nothing(sink: Sink, g: str, kind: type) -
 
 @every_kind
 def test_a_batch_applied_in_part_may_be_applied_again(sink: Sink, g: str, kind: type) -> None:
-    changes = _history(kind, seed=3, length=60)
+    changes = history(kind, seed=3, length=60)
     sink.apply(g, changes[:23])
     sink.apply(g, changes)
     assert held(sink, g) == expected(changes)
@@ -196,7 +210,7 @@ def test_changes_in_any_order_any_number_of_times_end_the_same(
 ) -> None:
     generation = space.generation(sink)
     keys = data.draw(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 9)), min_size=1, max_size=25))
-    changes = [_change(kind, f"k{k}", version) for k, version in keys]
+    changes = [change_of(kind, f"k{k}", version) for k, version in keys]
     again = data.draw(st.permutations(changes + changes[::2]))
     cut = data.draw(st.integers(0, len(again)))
     for batch in (again[:cut], again[cut:]):
@@ -207,7 +221,7 @@ def test_changes_in_any_order_any_number_of_times_end_the_same(
 
 @every_kind
 def test_a_zombie_that_was_opened_earlier_changes_nothing(space: Space, sink: Sink, g: str, kind: type) -> None:
-    changes = _history(kind, seed=5, length=80)
+    changes = history(kind, seed=5, length=80)
     with space.open() as zombie:
         zombie.apply(g, changes[:10])
         sink.apply(g, changes)
@@ -218,7 +232,7 @@ def test_a_zombie_that_was_opened_earlier_changes_nothing(space: Space, sink: Si
 
 @every_kind
 def test_what_was_applied_is_there_after_opening_again(store: Store, space: Space, kind: type) -> None:
-    changes = _history(kind, seed=7, length=40)
+    changes = history(kind, seed=7, length=40)
     with space.open() as sink:
         g = space.generation(sink)
         sink.apply(g, changes[:20])
@@ -278,7 +292,7 @@ def test_scan_gives_only_the_keys_asked_for(sink: Sink, g: str, kind: type) -> N
 
 
 @on_servers
-def test_a_store_that_is_not_there_is_said_to_be_unavailable_soon(store: Store, tmp_path) -> None:
+def test_a_store_that_is_not_there_is_said_to_be_unavailable_soon(store: Store, tmp_path: Path) -> None:
     space = Space(store, store.unreachable(tmp_path))
     began_s = time.monotonic()
     with pytest.raises(StoreUnavailable), space.open() as sink:
@@ -287,12 +301,11 @@ def test_a_store_that_is_not_there_is_said_to_be_unavailable_soon(store: Store, 
     assert time.monotonic() - began_s < ANSWERS_WITHIN_S
 
 
-def _change(kind: type, key: str, version: int) -> Change:
-    """The one change that ``key`` has at ``version``: every third is a tombstone."""
-    return tombstone(key, version) if version % 3 == 0 else put(sample(kind, key, version), version)
-
-
-def _history(kind: type, seed: int, length: int) -> list[Change]:
-    """Changes of a few keys, in a mixed order."""
-    source = random.Random(seed)
-    return [_change(kind, f"k{source.randrange(8)}", source.randrange(1, 20)) for _ in range(length)]
+@silenced
+def test_a_store_that_does_not_answer_is_said_to_be_unavailable_soon(store: Store) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        space = Space(store, store.silent(listener.getsockname()[1]))
+        began_s = time.monotonic()
+        with pytest.raises(StoreUnavailable), space.open() as sink:
+            sink.prepare("g1")
+        assert time.monotonic() - began_s < ANSWERS_WITHIN_S

@@ -15,6 +15,7 @@ STORES = (
         kinds=(Vector,),
         settings=lambda address, folder: {"url": address("chroma")},
         unreachable=lambda folder: {"url": "http://127.0.0.1:9"},
+        silent=lambda port: {"url": f"http://127.0.0.1:{port}", "timeout_s": 1},
         over_batch=6_000,
     ),
 )

@@ -7,6 +7,7 @@ STORES = (
         entry="memory",
         kinds=(Vector, Node, Document, Row, Value),
         settings=lambda address, folder: {"space": str(folder)},
+        concurrent=True,
         durable=False,
     ),
 )
