@@ -45,7 +45,7 @@ class Guard:
 def _spawn() -> subprocess.Popen[str]:
     # A session of its own, so that a Ctrl-C meant for us does not reach it before the servers are ended.
     return subprocess.Popen(
-        [sys.executable, "-m", "deploy.local.guard"],
+        [sys.executable, "-c", "from deploy.local.guard import main; main()"],
         stdin=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -67,7 +67,3 @@ def main() -> None:
             watched.append(Pid(int(number), float(born_s)))
     for pid in watched:
         process.kill(pid)
-
-
-if __name__ == "__main__":
-    main()

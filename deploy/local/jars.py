@@ -100,8 +100,8 @@ def _environment() -> dict[str, str]:
 
 
 def _first_error(output: str) -> str:
-    lines = [line.removeprefix("[ERROR]").strip() for line in output.splitlines() if line.startswith("[ERROR]")]
-    return lines[0][:400] if lines else "it gave no reason"
+    lines = (line.removeprefix("[ERROR]").strip() for line in output.splitlines() if line.startswith("[ERROR]"))
+    return next(filter(None, lines), "it gave no reason")[:400]
 
 
 def _pom(jars: Jars) -> str:

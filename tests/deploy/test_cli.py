@@ -1,0 +1,65 @@
+"""The command line leaves servers running for other processes, finds them again and ends them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments, expect=0):
+    command = [sys.executable, "-m", "deploy.local", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == expect, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture
+def home(tmp_path):
+    yield tmp_path / "home"
+    if (tmp_path / "home").exists():
+        run("down", "--home", tmp_path / "home")
+
+
+def test_up_status_down(home):
+    addresses = json.loads(run("up", "postgres", "--home", home, "--json", "--set", "postgres.work_mem=5MB").stdout)
+    with psycopg.connect(addresses["OUTBOX_TEST_POSTGRES"]) as connection:
+        assert connection.execute("SHOW work_mem").fetchone() == ("5MB",)
+
+    again = json.loads(run("up", "postgres", "--home", home, "--json").stdout)
+    assert again == addresses, "what runs already stays"
+
+    table = run("status", "--home", home).stdout
+    assert addresses["OUTBOX_TEST_POSTGRES"] in table
+    (row,) = json.loads(run("status", "--home", home, "--json").stdout)
+    assert row["running"] and row["resident_bytes"] > 0 and row["started_s"] > 0
+    run("status", "kafka", "--home", home, expect=1)
+
+    assert json.loads(run("down", "--home", home, "--json").stdout) == {"stopped": ["postgres"]}
+    assert "stopped" in run("status", "--home", home, expect=1).stdout
+    assert json.loads(run("down", "--home", home, "--json").stdout) == {"stopped": []}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["up", "redis"], "no service is called 'redis'"),
+        (["up", "postgres", "--set", "fsync=off"], "SERVICE.KEY=VALUE"),
+        (["down", "--home", "/nonexistent/home"], "nothing was started there"),
+    ],
+)
+def test_a_mistake_is_answered_by_one_line(arguments, words):
+    done = run(*arguments, expect=2)
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_folder_with_someone_elses_state_is_not_touched(tmp_path):
+    (tmp_path / "state.json").write_text('{"mine": true}')
+    assert "choose another home" in run("up", "postgres", "--home", tmp_path, expect=2).stderr
+    assert (tmp_path / "state.json").read_text() == '{"mine": true}'
