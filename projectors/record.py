@@ -96,6 +96,8 @@ class Change:
     stream: str
     version: int
     record: Record | None
+    repair: bool = False
+    """Written by ``verify --repair``: applies at an equal version too, since what stands there is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
