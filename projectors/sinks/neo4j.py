@@ -23,7 +23,7 @@ and ``retry_s`` (10, for deadlocks and the like). Needs Neo4j 5.26 or newer; Com
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -42,6 +42,8 @@ EDGES_MAX: Final = 10_000
 PAGE_COUNT: Final = 1_000
 FETCH_COUNT: Final = 100
 """Rows on their way at once: what a scan holds in memory."""
+OVERTAKEN_MAX: Final = 10
+"""Each time another writer got on, so there is no livelock; more means two processes own the same streams."""
 CONNECT_TIMEOUT_S: Final = 5.0
 
 _PREPARE: Final = (
@@ -68,28 +70,26 @@ _DROP: Final = (
 )
 _VERSIONS: Final = """
 UNWIND $keys AS key MATCH (n:LABEL {_key: key}) WHERE n._version IS NOT NULL
-RETURN key, n._version AS version
-"""
-# Removing a property that is not there writes nothing, but takes the node's write lock before it looks.
-_LOCK: Final = """
-UNWIND $keys AS key
-MERGE (n:LABEL {_key: key}) ON CREATE SET n:Outbox, n._live = false
-REMOVE n._lock
-RETURN key, elementId(n) AS id, n._version AS version, n._kind AS kind
+RETURN key, n._version AS version, n._kind AS kind
 """
 _OWNED: Final = """
-UNWIND $ids AS id MATCH (n) WHERE elementId(n) = id MATCH (n)-[r]->(m:LABEL)
-RETURN n._key AS key, elementId(r) AS id, type(r) AS kind, m._key AS target, properties(r) AS properties
+UNWIND $keys AS key MATCH (n:LABEL {_key: key})-[r]->(m:LABEL)
+RETURN key, elementId(r) AS id, type(r) AS kind, m._key AS target, properties(r) AS properties
 """
-_CUT: Final = "UNWIND $ids AS id MATCH ()-[r]->() WHERE elementId(r) = id DELETE r"
+# Removing a property that is not there writes nothing, but takes the node's write lock before anything is read.
 _WRITE: Final = """
-UNWIND $rows AS row MATCH (n) WHERE elementId(n) = row.id
+UNWIND $rows AS row
+MERGE (n:LABEL {_key: row.key}) ON CREATE SET n:Outbox, n._live = false
+REMOVE n._lock
+WITH n, row WHERE row.properties IS NOT NULL AND coalesce(n._version, 0) = row.seen
 SET n = row.properties, n:$(row.labels)
+RETURN count(*) AS written
 """
-_UNLABEL: Final = "UNWIND $rows AS row MATCH (n) WHERE elementId(n) = row.id REMOVE n:$(row.labels)"
+_UNLABEL: Final = "UNWIND $rows AS row MATCH (n:LABEL {_key: row.key}) REMOVE n:$(row.labels)"
+_CUT: Final = "UNWIND $ids AS id MATCH ()-[r]->() WHERE elementId(r) = id DELETE r"
 _JOIN: Final = """
-UNWIND $edges AS edge
-MATCH (a) WHERE elementId(a) = edge.source MATCH (b) WHERE elementId(b) = edge.target
+UNWIND $rows AS row MATCH (a:LABEL {_key: row.key})
+UNWIND row.edges AS edge MATCH (b:LABEL {_key: edge.target})
 CREATE (a)-[r:$(edge.kind)]->(b) SET r = edge.properties
 """
 _PAGE: Final = """
@@ -230,7 +230,7 @@ class Neo4jSink:
         bounded = neo4j.unit_of_work(timeout=self._settings.timeout_s)
         try:
             with translated("apply"):
-                session.execute_write(bounded(_write), label, batch)
+                _again_if_overtaken(lambda: session.execute_write(bounded(_write), label, batch))
         except StoreUnavailable:
             raise
         except StoreError as error:
@@ -270,57 +270,80 @@ class Neo4jSink:
             yield session
 
 
+class _OvertakenError(Exception):
+    """A node was written by someone else between being read and being locked."""
+
+
+def _again_if_overtaken(write: Callable[[], None]) -> None:
+    for _ in range(OVERTAKEN_MAX):
+        try:
+            return write()
+        except _OvertakenError:
+            continue
+    raise StoreUnavailable(f"neo4j: apply: overtaken {OVERTAKEN_MAX} times by other writers of the same nodes")
+
+
 def _write(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row]) -> None:
     """Apply a batch in one transaction; a crash anywhere leaves nothing of it.
 
-    1. Leave out what is overtaken, without locks: versions only rise, so this answer stays true.
-    2. Lock what is left and the ends of its edges, in the order of their keys, making those that are
-       missing as stubs: the order keeps concurrent batches from deadlock.
-    3. Compare again, now that nobody else can write.
-    4. Write nodes and kinds; delete and create the edges that differ.
+    1. Read versions, without locks, and leave out what is overtaken: versions only rise, so it stays so.
+    2. Read the edges owned so far, without locks, and find those to cut and those to join.
+    3. Lock the nodes and the ends of the edges to join, in the order of their keys (so that concurrent
+       batches wait for each other instead of deadlocking), making missing ones as stubs; write each node
+       if its version is still the one read in 1. Every writer of edges raises the version, so the edges
+       of 2 stand as well. If a version is not, roll back and start again.
+    4. Cut and join the edges.
     """
     if not list(tx.run(_MARKED, label=label)):
         raise StoreUnavailable(f"neo4j: generation {label} has not been prepared")
-    known = {r["key"]: r["version"] for r in tx.run(cypher(_VERSIONS, label), keys=[row.key for row in batch])}
-    batch = [row for row in batch if row.version > known.get(row.key, 0)]
-    keys = {row.key for row in batch} | {target for row in batch for _, target in row.edges}
+    seen = {r["key"]: r for r in tx.run(cypher(_VERSIONS, label), keys=[row.key for row in batch])}
+    batch = [row for row in batch if row.key not in seen or row.version > seen[row.key]["version"]]
     if not batch:
         return
-    held = {r["key"]: r for r in tx.run(cypher(_LOCK, label), keys=sorted(keys))}
-    batch = [row for row in batch if row.version > (held[row.key]["version"] or 0)]
-    joins = _cut(tx, label, batch, held)
-    _write_nodes(tx, batch, held)
-    _each(tx, _JOIN, "edges", joins)
+    stale, joins = _difference(tx, label, batch, [row.key for row in batch if row.key in seen])
+    _write_nodes(tx, label, batch, joins, seen)
+    _each(tx, _CUT, "ids", stale)
+    _each(tx, cypher(_JOIN, label), "rows", [{"key": key, "edges": edges} for key, edges in joins.items()])
 
 
-def _cut(
-    tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row], held: Mapping[str, neo4j.Record]
-) -> list[dict[str, Any]]:
-    """Delete the owned edges that are no longer stated, or differ; returns those to create."""
-    missing = {(row.key, *end): properties for row in batch for end, properties in row.edges.items()}
-    # A stub owns nothing: only a node that had a version can have edges.
-    owners = [held[row.key]["id"] for row in batch if held[row.key]["version"] is not None]
+def _difference(
+    tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row], owners: Sequence[str]
+) -> tuple[list[str], dict[str, list[dict[str, Any]]]]:
+    """The ids of the edges to cut, and the edges to join by the keys of their owners."""
+    missing = {row.key: dict(row.edges) for row in batch}
     stale = []
-    for edge in tx.run(cypher(_OWNED, label), ids=owners) if owners else ():
-        end = (edge["key"], edge["kind"], edge["target"])
-        if end in missing and same(missing[end], edge["properties"]):
-            del missing[end]
+    for edge in tx.run(cypher(_OWNED, label), keys=owners) if owners else ():
+        stated, end = missing[edge["key"]], (edge["kind"], edge["target"])
+        if end in stated and same(stated[end], edge["properties"]):
+            del stated[end]
         else:
             stale.append(edge["id"])
-    _each(tx, _CUT, "ids", stale)
-    return [
-        {"source": held[source]["id"], "target": held[target]["id"], "kind": kind, "properties": properties}
-        for (source, kind, target), properties in missing.items()
-    ]
+    joins = {
+        key: [{"kind": kind, "target": target, "properties": p} for (kind, target), p in edges.items()]
+        for key, edges in missing.items()
+        if edges
+    }
+    return stale, joins
 
 
-def _write_nodes(tx: neo4j.ManagedTransaction, batch: Sequence[Row], held: Mapping[str, neo4j.Record]) -> None:
-    former = [
-        (held[row.key]["id"], labels_of(held[row.key]["kind"])) for row in batch if row.kind != held[row.key]["kind"]
-    ]
-    _each(tx, _UNLABEL, "rows", [{"id": node, "labels": labels} for node, labels in former if labels])
-    rows = [{"id": held[row.key]["id"], "properties": row.properties, "labels": labels_of(row.kind)} for row in batch]
-    _each(tx, _WRITE, "rows", rows)
+def _write_nodes(
+    tx: neo4j.ManagedTransaction,
+    label: str,
+    batch: Sequence[Row],
+    joins: Mapping[str, Sequence[Mapping[str, Any]]],
+    seen: Mapping[str, neo4j.Record],
+) -> None:
+    rows: dict[str, dict[str, Any]] = {edge["target"]: {"key": edge["target"]} for e in joins.values() for edge in e}
+    former = []
+    for row in batch:
+        version, kind = (seen[row.key]["version"], seen[row.key]["kind"]) if row.key in seen else (0, None)
+        rows[row.key] = {"key": row.key, "properties": row.properties, "labels": labels_of(row.kind), "seen": version}
+        if kind != row.kind and labels_of(kind):
+            former.append({"key": row.key, "labels": labels_of(kind)})
+    written = tx.run(cypher(_WRITE, label), rows=[rows[key] for key in sorted(rows)]).single(strict=True)["written"]
+    if written != len(batch):
+        raise _OvertakenError
+    _each(tx, cypher(_UNLABEL, label), "rows", former)
 
 
 def _each(tx: neo4j.ManagedTransaction, statement: str, name: str, items: Sequence[Any]) -> None:
