@@ -1,15 +1,23 @@
-"""Fixtures for every test: the addresses of real servers."""
+"""Fixtures for every test: the addresses of real servers, and databases of a test's own."""
 
 from __future__ import annotations
 
+import os
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from urllib.parse import urlsplit
 
+import psycopg
 import pytest
+from psycopg import conninfo, sql
 
 from deploy.local.resolve import resolve
+from outbox.database import connected
+from outbox.log.migrate import migrate
 
 Address = Callable[[str], str]
+Databases = Callable[[], str]
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +33,55 @@ def address() -> Iterator[Address]:
             return known[name]
 
         yield find
+
+
+@pytest.fixture(scope="session")
+def new_database(address: Address) -> Iterator[Databases]:
+    """``new_database()`` makes one more migrated database and returns its DSN; all go with the session."""
+    server = address("postgres")
+    with ExitStack() as made:
+        template = made.enter_context(_made(server, None))
+        with connected(_dsn(server, template)) as connection:
+            migrate(connection)
+        yield lambda: _dsn(server, made.enter_context(_made(server, template)))
+
+
+@pytest.fixture
+def database(new_database: Databases) -> str:
+    """DSN of a migrated database that no other test has seen."""
+    return new_database()
+
+
+@pytest.fixture(scope="module")
+def module_database(new_database: Databases) -> str:
+    """DSN of a migrated database that the tests of one module share."""
+    return new_database()
+
+
+@pytest.fixture
+def empty_database(address: Address) -> Iterator[str]:
+    """DSN of a database in which nothing has been migrated."""
+    server = address("postgres")
+    with _made(server, None) as name:
+        yield _dsn(server, name)
+
+
+@contextmanager
+def _made(server: str, template: str | None) -> Iterator[str]:
+    name = f"outbox_test_{os.getpid()}_{uuid.uuid4().hex[:12]}"
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+        sql.Identifier(name), sql.Identifier(template or "template0")
+    )
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(create)
+    try:
+        yield name
+    finally:
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _dsn(server: str, database: str) -> str:
+    if "://" in server:
+        return urlsplit(server)._replace(path=f"/{database}").geturl()
+    return conninfo.make_conninfo(server, dbname=database)
