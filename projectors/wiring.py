@@ -1,0 +1,216 @@
+"""The read side put together: which projections there are, and the stores that hold them, in either mode."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final
+
+from outbox.envelope import topic_of
+from outbox.errors import SettingsError
+from outbox.settings import Projecting, Settings
+from outbox.wiring import WriteSide, open_write_side
+from projectors.embedding import Embedder, embedder
+from projectors.entity import EntityDocuments, EntityGraph, EntityVectors
+from projectors.pipeline import Plan
+from projectors.projection import Projection
+from projectors.query.protocol import Reader
+from projectors.rebuild import first_build
+from projectors.resilience import Resilience
+from projectors.runner import Runner, Stations
+from projectors.sinks.protocol import Sink
+
+BUILT_IN: Final[Mapping[str, Callable[[tuple[str, ...]], Projection]]] = {
+    "vectors": EntityVectors,
+    "graph": EntityGraph,
+    "documents": EntityDocuments,
+}
+EMBEDDED: Final = {"vectors": "chroma", "graph": "ladybug", "documents": "tantivy"}
+SERVERS: Final = {"vectors": "chroma", "graph": "neo4j", "documents": "elasticsearch"}
+
+
+@dataclass(frozen=True)
+class ReadSide:
+    """The parts of the read side, by projector name."""
+
+    write: WriteSide
+    given: Mapping[str, Projection] = field(default_factory=dict)
+    """Projections given in Python, by the name the settings use for them."""
+
+    @property
+    def settings(self) -> Settings:
+        return self.write.settings
+
+    @cached_property
+    def projecting(self) -> Mapping[str, Projecting]:
+        """The projectors' settings; the mode's own three if none are set."""
+        if self.settings.projectors:
+            return self.settings.projectors
+        stores = EMBEDDED if self.settings.mode == "embedded" else SERVERS
+        return {name: Projecting(projection=name, store=store) for name, store in stores.items()}
+
+    def plan(self, name: str) -> Plan:
+        """What a projector does. Raises :class:`~outbox.errors.SettingsError` for an unknown name."""
+        if name not in self._plans:
+            self._plans[name] = self._planned(name)
+        return self._plans[name]
+
+    def plans(self) -> dict[str, Plan]:
+        return {name: self.plan(name) for name in self.projecting}
+
+    def embedder(self, name: str) -> Embedder:
+        """The projector's embedder, made once."""
+        key = self._of(name).embedder
+        if key not in self._embedders:
+            self._embedders[key] = embedder(key)
+        return self._embedders[key]
+
+    def stations(self, name: str) -> Stations:
+        """What a projector is connected to."""
+        return Stations(
+            dsn=self.write.dsn,
+            broker=self.write.broker,
+            sink=lambda: self.open_sink(name),
+            registry=self.write.registry,
+            resilience=Resilience(batch=self._of(name).batch),
+            group_prefix=self.settings.prefix,
+        )
+
+    def runner(self, name: str) -> Runner:
+        """The projector, ready to run; it builds its first generation by itself."""
+        plan, stations = self.plan(name), self.stations(name)
+        return Runner(plan, stations, lambda stop: first_build(plan, stations, stop))
+
+    def open_sink(self, name: str) -> AbstractContextManager[Sink]:
+        """The projector's sink on its real store."""
+        store = self._of(name).store
+        opened: AbstractContextManager[Sink] = _load("outbox.sinks", store)(name, self.store_settings(store))
+        return opened
+
+    def open_reader(self, name: str) -> AbstractContextManager[Reader] | None:
+        """The projector's reader; None if its store answers no questions."""
+        store = self._of(name).store
+        if store not in entry_points(group="outbox.readers").names:
+            return None
+        opened: AbstractContextManager[Reader] = _load("outbox.readers", store)(name, self.store_settings(store))
+        return opened
+
+    def store_settings(self, store: str) -> dict[str, Any]:
+        """A store's settings; in the embedded mode each has a folder of its own by default."""
+        given = dict(self.settings.stores.get(store, {}))
+        if self.settings.mode == "embedded" and store in EMBEDDED.values() and not given:
+            return {"path": str(self.settings.data_dir / store)}
+        if store == "postgres":
+            given.setdefault("dsn", self.write.dsn)
+        return given
+
+    @cached_property
+    def _plans(self) -> dict[str, Plan]:
+        return {}
+
+    @cached_property
+    def _embedders(self) -> dict[str, Embedder]:
+        return {}
+
+    def _of(self, name: str) -> Projecting:
+        try:
+            return self.projecting[name]
+        except KeyError:
+            known = ", ".join(sorted(self.projecting))
+            raise SettingsError(f"there is no projector {name!r}; known are {known}") from None
+
+    def _planned(self, name: str) -> Plan:
+        settings = self._of(name)
+        projection = self._projection(name, settings)
+        topics = tuple(topic_of(self.settings.prefix, c) for c in projection.categories)
+        embed = None if isinstance(projection, EntityGraph | EntityDocuments) else self._embed(name)
+        return Plan(name, settings.store, projection, topics, embed)
+
+    def _embed(self, name: str) -> Callable[..., Any]:
+        # Made when the first text comes: a model is loaded by the process that needs it, not by every command.
+        return lambda texts: self.embedder(name)(texts)
+
+    def _projection(self, name: str, settings: Projecting) -> Projection:
+        wanted = settings.projection
+        if wanted in self.given:
+            return self.given[wanted]
+        if wanted in BUILT_IN:
+            return BUILT_IN[wanted](settings.categories)
+        module, _, attribute = wanted.partition(":")
+        try:
+            found = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            known = ", ".join(BUILT_IN)
+            raise SettingsError(
+                f"projectors.{name}.projection is {wanted!r}: neither one of {known} nor a module:name ({error})"
+            ) from error
+        projection: Projection = found() if isinstance(found, type) else found
+        return projection
+
+
+@contextmanager
+def open_read_side(settings: Settings, given: Mapping[str, Projection] | None = None) -> Iterator[ReadSide]:
+    """The whole product, in either mode."""
+    with open_write_side(settings) as write:
+        yield ReadSide(write, given or {})
+
+
+class Running:
+    """The relay and projectors as threads of this process: the embedded mode's way to run."""
+
+    def __init__(self, side: ReadSide, names: list[str] | None = None, *, relay: bool = True) -> None:
+        self._stop = threading.Event()
+        jobs: dict[str, Callable[[threading.Event], None]] = {"relay": side.write.relay().run} if relay else {}
+        jobs |= {name: side.runner(name).run for name in (side.projecting if names is None else names)}
+        self._failures: list[BaseException] = []
+        self._threads = [threading.Thread(target=self._guard, args=(run,), name=n) for n, run in jobs.items()]
+
+    def __enter__(self) -> Running:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        for thread in self._threads:
+            thread.join()
+
+    def stop(self) -> None:
+        """Ask all to stop; leaving the block waits for them."""
+        self._stop.set()
+
+    def check(self) -> None:
+        """Raise what ended a thread, if one has ended by itself."""
+        if self._failures:
+            raise self._failures[0]
+
+    def wait(self, seconds: float) -> None:
+        """Wait, but not longer than until something ends."""
+        self._stop.wait(seconds)
+        self.check()
+
+    def _guard(self, run: Callable[[threading.Event], None]) -> None:
+        try:
+            run(self._stop)
+        except BaseException as error:  # handed to the main thread, which ends the process with it
+            self._failures.append(error)
+            self._stop.set()
+
+
+def _load(group: str, name: str) -> Callable[..., Any]:
+    found: list[EntryPoint] = list(entry_points(group=group, name=name))
+    if not found:
+        known = ", ".join(sorted(entry_points(group=group).names))
+        raise SettingsError(f"there is no store {name!r}; installed are {known}")
+    try:
+        loaded: Callable[..., Any] = found[0].load()
+    except ImportError as error:
+        raise SettingsError(
+            f"store {name!r} needs a package that is not installed ({error.name}): pip install 'outbox[embedded,servers]'"
+        ) from error
+    return loaded
