@@ -1,0 +1,187 @@
+"""A member of a consumer group over librdkafka."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import structlog
+
+from outbox.broker.librdkafka import opened, unavailable
+from outbox.broker.protocol import Delivery, Start, TopicPartition
+from outbox.broker.settings import KafkaSettings
+from outbox.broker.topics import decode_key
+from outbox.errors import BrokerError
+
+log: Final = structlog.get_logger("outbox.broker")
+
+FETCH_MAX: Final = 1_000_000
+"""librdkafka hands out at most this many messages at once."""
+QUEUE_KIB_MAX: Final = 32 * 1024
+"""Fetched and not yet polled, over all partitions."""
+HEARTBEATS_PER_SESSION: Final = 3
+
+
+class ConfluentConsumer:
+    """See :class:`outbox.broker.protocol.Consumer`. Partitions are shared out by range, as the other client does,
+    so that a group may have members of both."""
+
+    def __init__(
+        self,
+        library: Any,
+        options: Mapping[str, Any],
+        settings: KafkaSettings,
+        group: str,
+        topics: Sequence[str],
+        start: Start,
+    ) -> None:
+        self._library = library
+        self._settings = settings
+        self._topics = list(topics)
+        self._start = start
+        self._assigned: frozenset[TopicPartition] = frozenset()
+        self._pending: Sequence[TopicPartition] = ()
+        self._failure: Exception | None = None
+        self._down: str | None = None
+        session_ms = int(settings.session_timeout_s * 1000)
+        self._options = dict(options) | {
+            "group.id": group,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "error",
+            "allow.auto.create.topics": False,
+            "isolation.level": "read_committed",
+            "partition.assignment.strategy": "range",
+            "session.timeout.ms": session_ms,
+            "heartbeat.interval.ms": session_ms // HEARTBEATS_PER_SESSION,
+            "max.poll.interval.ms": int(max(settings.poll_interval_max_s, settings.session_timeout_s) * 1000),
+            "queued.max.messages.kbytes": QUEUE_KIB_MAX,
+            "error_cb": self._on_error,
+        }
+        self._consumer: Any = None
+        self._open()
+
+    def poll(self, max_messages: int, timeout_s: float) -> Sequence[Delivery]:
+        """See the protocol."""
+        if self._pending:
+            self._begin()
+        deliveries = self._deliveries(self._fetch(min(max_messages, FETCH_MAX), timeout_s))
+        if deliveries:
+            self._down = None
+        else:
+            self._raise_if_failed()
+        return deliveries
+
+    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Sent without waiting for the answer."""
+        positions = [self._library.TopicPartition(tp.topic, tp.partition, at) for tp, at in offsets.items()]
+        if positions and self._consumer is not None:
+            with contextlib.suppress(self._library.KafkaException):
+                self._consumer.commit(offsets=positions, asynchronous=True)
+
+    def assignment(self) -> frozenset[TopicPartition]:
+        """As of the last poll."""
+        return self._assigned
+
+    def close(self) -> None:
+        """Leave the group, so that the others need not wait for the session to run out."""
+        consumer, self._consumer = self._consumer, None
+        self._assigned = frozenset()
+        if consumer is not None:
+            consumer.close()
+
+    def _open(self) -> None:
+        self._consumer = opened(self._library, lambda: self._library.Consumer(self._options))
+        self._consumer.subscribe(
+            self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+        )
+
+    def _fetch(self, max_messages: int, timeout_s: float) -> list[Any]:
+        """``consume`` would wait for all of ``max_messages``: so take what is there, else wait for one."""
+        messages: list[Any] = self._consumer.consume(max_messages, 0)
+        if not messages and (first := self._consumer.poll(timeout_s)) is not None:
+            messages = [first, *(self._consumer.consume(max_messages - 1, 0) if max_messages > 1 else ())]
+        return messages
+
+    def _deliveries(self, messages: Sequence[Any]) -> list[Delivery]:
+        return [
+            Delivery(
+                message.topic(),
+                message.partition(),
+                message.offset(),
+                decode_key(message.key()),
+                message.value(),
+                {name: value or b"" for name, value in message.headers() or ()},
+            )
+            for message in messages
+            if message.error() is None or self._note(message)
+        ]
+
+    def _note(self, message: Any) -> bool:
+        """Act on an event that came in a message's place. Never raises: the others of the batch must get out."""
+        error, codes = message.error(), self._library.KafkaError
+        if error.code() == codes._AUTO_OFFSET_RESET:
+            self._restart(message)
+        elif error.code() in (codes.TOPIC_AUTHORIZATION_FAILED, codes.GROUP_AUTHORIZATION_FAILED):
+            self._failure = BrokerError(f"Kafka at {self._settings.bootstrap} refuses: {error.str()}")
+        elif error.fatal():
+            self._failure = unavailable(self._settings, error.str())
+        else:
+            log.warning("broker.consumer", error=error.str())
+        return False
+
+    def _restart(self, message: Any) -> None:
+        log.warning(
+            "broker.gap",
+            topic=message.topic(),
+            partition=message.partition(),
+            reason="the wanted offset is gone: reading from the earliest",
+            detail=message.error().str(),
+        )
+        beginning = self._library.TopicPartition(message.topic(), message.partition(), self._library.OFFSET_BEGINNING)
+        self._consumer.seek(beginning)
+
+    def _on_assign(self, consumer: Any, partitions: Sequence[Any]) -> None:
+        self._pending = [TopicPartition(p.topic, p.partition) for p in partitions]
+        try:
+            self._begin()
+        except Exception as error:  # noqa: BLE001 - raised by poll; an exception must not cross librdkafka
+            # Without this librdkafka would assign them itself, at the committed offsets.
+            consumer.assign([])
+            self._failure = error
+
+    def _begin(self) -> None:
+        """Start each pending partition where it is to start."""
+        positions = [self._position(partition) for partition in self._pending]
+        self._consumer.assign(positions)
+        self._assigned, self._pending = frozenset(self._pending), ()
+
+    def _position(self, partition: TopicPartition) -> Any:
+        at = self._start(partition)
+        return self._library.TopicPartition(*partition, self._library.OFFSET_BEGINNING if at is None else at)
+
+    def _on_revoke(self, _consumer: Any, _partitions: Sequence[Any]) -> None:
+        self._assigned, self._pending = frozenset(), ()
+
+    def _on_error(self, error: Any) -> None:
+        codes = self._library.KafkaError
+        if error.fatal():
+            self._failure = unavailable(self._settings, error.str())
+        elif error.code() in (codes._ALL_BROKERS_DOWN, codes._AUTHENTICATION):
+            self._down = error.str()
+
+    def _raise_if_failed(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+        if self._down is not None:
+            self._check_up()
+
+    def _check_up(self) -> None:
+        """librdkafka reconnects by itself and says only when it is down, not when it is up again: so ask."""
+        try:
+            self._consumer.list_topics(self._topics[0], timeout=self._settings.timeout_s)
+        except self._library.KafkaException as error:
+            raise unavailable(self._settings, self._down or error.args[0].str()) from error
+        self._down = None

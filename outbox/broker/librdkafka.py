@@ -1,0 +1,61 @@
+"""Loading confluent-kafka, and telling its errors apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from outbox.broker.settings import KafkaSettings
+from outbox.errors import BrokerUnavailable, SettingsError
+
+REFUSED = (
+    "MSG_SIZE_TOO_LARGE",
+    "INVALID_MSG_SIZE",
+    "RECORD_LIST_TOO_LARGE",
+    "INVALID_RECORD",
+    "INVALID_TIMESTAMP",
+    "TOPIC_EXCEPTION",
+    "TOPIC_AUTHORIZATION_FAILED",
+    "CLUSTER_AUTHORIZATION_FAILED",
+    "POLICY_VIOLATION",
+    "UNSUPPORTED_COMPRESSION_TYPE",
+)
+"""Names of the errors that trying again does not mend."""
+
+
+def load_library() -> Any:
+    """The module ``confluent_kafka``. Raises :class:`~outbox.errors.SettingsError` if it is missing."""
+    try:
+        return import_module("confluent_kafka")
+    except ImportError as error:
+        raise SettingsError(
+            "kafka.client is 'confluent' but confluent-kafka is not installed: run `pip install outbox[confluent]`"
+            " or set it to 'kafka-python'"
+        ) from error
+
+
+def opened(library: Any, make: Callable[[], Any]) -> Any:
+    """What ``make`` returns. Raises :class:`~outbox.errors.SettingsError` for an option librdkafka refuses."""
+    try:
+        return make()
+    except library.KafkaException as error:
+        raise SettingsError(f"kafka: {error.args[0].str()}") from error
+
+
+def refused(error: Any) -> bool:
+    """Whether a ``KafkaError`` is for good."""
+    return error.name() in REFUSED
+
+
+def passing(error: Any) -> bool:
+    """Whether a ``KafkaError`` speaks of the connection or the servers' state, not of the request.
+
+    Errors of librdkafka itself (negative codes) are timeouts, lost connections, unknown hosts.
+    """
+    return bool(error.retriable()) or error.code() < 0
+
+
+def unavailable(settings: KafkaSettings, reason: str) -> BrokerUnavailable:
+    """One line that names the address."""
+    return BrokerUnavailable(f"Kafka at {settings.bootstrap} cannot be used: {reason}")

@@ -1,0 +1,56 @@
+"""Settings of the Kafka brokers, one for both clients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, get_args
+
+from outbox.errors import SettingsError
+
+Client = Literal["auto", "kafka-python", "confluent"]
+Compression = Literal["lz4", "gzip", "snappy", "zstd", "none"]
+
+MESSAGE_BYTES_MAX: Final = 1_000_000
+"""Kafka's default ``message.max.bytes`` is 1 MiB and counts the batch around the message too."""
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaSettings:
+    """Where Kafka is and how it is used. Times are in seconds."""
+
+    bootstrap: str
+    """``host:port``, several separated by commas."""
+    client: Client = "auto"
+    """``auto`` is confluent-kafka if it is installed, else kafka-python."""
+    partitions: int = 12
+    """Of topics made on demand; never changed afterwards, as keys would move between partitions."""
+    replication: int = -1
+    """Of topics made on demand; -1 is the servers' own default."""
+    compression: Compression = "lz4"
+    """Every consumer needs the codec's library too: confluent-kafka brings all, kafka-python has gzip and
+    none, and wants the packages lz4, python-snappy or zstandard for the others."""
+    linger_ms: float = 5.0
+    """How long a batch waits for more messages. A publish ends with a flush, so this costs no latency."""
+    max_message_bytes: int = MESSAGE_BYTES_MAX
+    """Larger messages are refused before they are sent. Not above the servers' ``message.max.bytes``."""
+    timeout_s: float = 30.0
+    """A publish, and any request, that has not ended by then raises ``BrokerUnavailable``."""
+    session_timeout_s: float = 10.0
+    """A member that has died gives up its partitions after this. The servers take 6 s at least by default."""
+    poll_interval_max_s: float = 300.0
+    """A member that has not polled for this long gives up its partitions."""
+    security: Mapping[str, Any] = field(default_factory=dict)
+    """TLS and SASL options by librdkafka's names (``security.protocol``, ``sasl.mechanism``,
+    ``sasl.username``, ``sasl.password``, ``ssl.ca.location``, ``ssl.certificate.location``,
+    ``ssl.key.location``, ``ssl.key.password``); others are passed through under the client's own names."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("client", get_args(Client)), ("compression", get_args(Compression))):
+            if getattr(self, name) not in allowed:
+                raise SettingsError(f"kafka.{name} is {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
+        if not self.bootstrap.strip():
+            raise SettingsError("kafka.bootstrap is empty: give host:port")
+        for name in ("partitions", "max_message_bytes", "timeout_s", "session_timeout_s", "poll_interval_max_s"):
+            if getattr(self, name) <= 0:
+                raise SettingsError(f"kafka.{name} is {getattr(self, name)!r}: it must be above 0")

@@ -1,0 +1,86 @@
+"""What both Kafka clients share about topics: which exist, and which partition a key belongs to."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
+
+from outbox.broker.protocol import Message
+from outbox.errors import MessageRefused, OutboxError
+
+TOPICS_KNOWN_MAX: Final = 10_000
+"""Beyond this the topics longest unused are asked for again."""
+
+
+class TopicRefused(OutboxError):
+    """A topic can never be made: its name is invalid, or the rights are missing."""
+
+    def __init__(self, topic: str, reason: str) -> None:
+        super().__init__(f"topic {topic!r} is refused: {reason}")
+        self.topic = topic
+
+
+Find = Callable[[Sequence[str]], Mapping[str, int]]
+"""The partitions of those of the topics that exist."""
+Make = Callable[[Sequence[str]], None]
+"""Make the topics; one that exists already is no error. Raises :class:`TopicRefused`."""
+
+
+class Topics:
+    """The topics known to exist, with their numbers of partitions."""
+
+    def __init__(self, find: Find, make: Make) -> None:
+        self._find = find
+        self._make = make
+        self._known: OrderedDict[str, int] = OrderedDict()
+
+    def ensure(self, topics: Iterable[str]) -> dict[str, int]:
+        """The number of partitions of each, made if missing. Another maker may win the race.
+
+        Raises :class:`TopicRefused` or :class:`~outbox.errors.BrokerUnavailable`.
+        """
+        wanted = list(dict.fromkeys(topics))
+        unknown = [topic for topic in wanted if topic not in self._known]
+        if unknown:
+            self._learn(unknown)
+        partitions = {topic: self._use(topic) for topic in wanted}
+        while len(self._known) > TOPICS_KNOWN_MAX:
+            self._known.popitem(last=False)
+        return partitions
+
+    def forget(self) -> None:
+        """Ask again for every topic: one may have been deleted."""
+        self._known.clear()
+
+    def _learn(self, unknown: Sequence[str]) -> None:
+        self._known.update(self._find(unknown))
+        missing = [topic for topic in unknown if topic not in self._known]
+        if missing:
+            self._make(missing)
+            self._known.update(self._find(missing))
+
+    def _use(self, topic: str) -> int:
+        if topic not in self._known:
+            raise TopicRefused(topic, "it was made but cannot be seen")
+        self._known.move_to_end(topic)
+        return self._known[topic]
+
+
+def first_refused(messages: Sequence[Message], refused: TopicRefused) -> MessageRefused:
+    """The refusal of the first message of a refused topic."""
+    index = next(i for i, message in enumerate(messages) if message.topic == refused.topic)
+    return MessageRefused(str(refused), index)
+
+
+def encode_key(message: Message, index: int) -> bytes:
+    """The key as UTF-8. Raises :class:`~outbox.errors.MessageRefused` for a lone surrogate."""
+    try:
+        return message.key.encode()
+    except UnicodeEncodeError as error:
+        raise MessageRefused(f"key {message.key!r} cannot be encoded as UTF-8", index) from error
+
+
+def decode_key(key: bytes | None) -> str:
+    """The key as text; bytes that are not UTF-8 (another program's) become surrogates, so that none is lost."""
+    return key.decode("utf-8", "surrogateescape") if key else ""
