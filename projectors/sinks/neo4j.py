@@ -76,21 +76,24 @@ _OWNED: Final = """
 UNWIND $keys AS key MATCH (n:LABEL {_key: key})-[r]->(m:LABEL)
 RETURN key, elementId(r) AS id, type(r) AS kind, m._key AS target, properties(r) AS properties
 """
+# Rows are lists, [key] of a stub or [key, seen version, labels, properties], and so are edges, [kind, target,
+# properties]: maps would send every name with every row, and packing is half of what a write costs.
 # Removing a property that is not there writes nothing, but takes the node's write lock before anything is read.
 _WRITE: Final = """
 UNWIND $rows AS row
-MERGE (n:LABEL {_key: row.key}) ON CREATE SET n:Outbox, n._live = false
+MERGE (n:LABEL {_key: row[0]}) ON CREATE SET n:Outbox, n._live = false
 REMOVE n._lock
-WITH n, row WHERE row.properties IS NOT NULL AND coalesce(n._version, 0) = row.seen
-SET n = row.properties, n:$(row.labels)
+WITH n, row WHERE size(row) > 1 AND coalesce(n._version, 0) = row[1]
+SET n = row[3], n:$(row[2])
 RETURN count(*) AS written
 """
 _UNLABEL: Final = "UNWIND $rows AS row MATCH (n:LABEL {_key: row.key}) REMOVE n:$(row.labels)"
 _CUT: Final = "UNWIND $ids AS id MATCH ()-[r]->() WHERE elementId(r) = id DELETE r"
+_CHANGE: Final = "UNWIND $edges AS edge MATCH ()-[r]->() WHERE elementId(r) = edge[0] SET r = edge[1]"
 _JOIN: Final = """
-UNWIND $rows AS row MATCH (a:LABEL {_key: row.key})
-UNWIND row.edges AS edge MATCH (b:LABEL {_key: edge.target})
-CREATE (a)-[r:$(edge.kind)]->(b) SET r = edge.properties
+UNWIND $rows AS row MATCH (a:LABEL {_key: row[0]})
+UNWIND row[1] AS edge MATCH (b:LABEL {_key: edge[1]})
+CREATE (a)-[r:$(edge[0])]->(b) SET r = edge[2]
 """
 _PAGE: Final = """
 MATCH (n:LABEL) WHERE n._key >= $after WITH n ORDER BY n._key LIMIT $limit
@@ -270,6 +273,10 @@ class Neo4jSink:
             yield session
 
 
+_Join = tuple[str, str, Mapping[str, Any]]
+"""An edge to create: kind, target, properties."""
+
+
 class _OvertakenError(Exception):
     """A node was written by someone else between being read and being locked."""
 
@@ -287,12 +294,12 @@ def _write(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row]) -> No
     """Apply a batch in one transaction; a crash anywhere leaves nothing of it.
 
     1. Read versions, without locks, and leave out what is overtaken: versions only rise, so it stays so.
-    2. Read the edges owned so far, without locks, and find those to cut and those to join.
+    2. Read the edges owned so far, without locks, and find those to cut, to change and to join.
     3. Lock the nodes and the ends of the edges to join, in the order of their keys (so that concurrent
        batches wait for each other instead of deadlocking), making missing ones as stubs; write each node
        if its version is still the one read in 1. Every writer of edges raises the version, so the edges
        of 2 stand as well. If a version is not, roll back and start again.
-    4. Cut and join the edges.
+    4. Cut, change and join the edges.
     """
     if not list(tx.run(_MARKED, label=label)):
         raise StoreUnavailable(f"neo4j: generation {label} has not been prepared")
@@ -300,44 +307,45 @@ def _write(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row]) -> No
     batch = [row for row in batch if row.key not in seen or row.version > seen[row.key]["version"]]
     if not batch:
         return
-    stale, joins = _difference(tx, label, batch, [row.key for row in batch if row.key in seen])
+    stale, changed, joins = _difference(tx, label, batch, [row.key for row in batch if row.key in seen])
     _write_nodes(tx, label, batch, joins, seen)
     _each(tx, _CUT, "ids", stale)
-    _each(tx, cypher(_JOIN, label), "rows", [{"key": key, "edges": edges} for key, edges in joins.items()])
+    _each(tx, _CHANGE, "edges", changed)
+    _each(tx, cypher(_JOIN, label), "rows", [[key, edges] for key, edges in joins.items()])
 
 
 def _difference(
     tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row], owners: Sequence[str]
-) -> tuple[list[str], dict[str, list[dict[str, Any]]]]:
-    """The ids of the edges to cut, and the edges to join by the keys of their owners."""
+) -> tuple[list[str], list[tuple[str, Mapping[str, Any]]], dict[str, list[_Join]]]:
+    """The ids of the edges to cut, those to change with their properties, and those to join by their owners."""
     missing = {row.key: dict(row.edges) for row in batch}
-    stale = []
+    stale, changed = [], []
     for edge in tx.run(cypher(_OWNED, label), keys=owners) if owners else ():
         stated, end = missing[edge["key"]], (edge["kind"], edge["target"])
-        if end in stated and same(stated[end], edge["properties"]):
-            del stated[end]
-        else:
+        if end not in stated:
             stale.append(edge["id"])
+        elif not same(properties := stated.pop(end), edge["properties"]):
+            changed.append((edge["id"], properties))
     joins = {
-        key: [{"kind": kind, "target": target, "properties": p} for (kind, target), p in edges.items()]
+        key: [(kind, target, properties) for (kind, target), properties in edges.items()]
         for key, edges in missing.items()
         if edges
     }
-    return stale, joins
+    return stale, changed, joins
 
 
 def _write_nodes(
     tx: neo4j.ManagedTransaction,
     label: str,
     batch: Sequence[Row],
-    joins: Mapping[str, Sequence[Mapping[str, Any]]],
+    joins: Mapping[str, Sequence[_Join]],
     seen: Mapping[str, neo4j.Record],
 ) -> None:
-    rows: dict[str, dict[str, Any]] = {edge["target"]: {"key": edge["target"]} for e in joins.values() for edge in e}
+    rows: dict[str, list[Any]] = {target: [target] for edges in joins.values() for _, target, _ in edges}
     former = []
     for row in batch:
         version, kind = (seen[row.key]["version"], seen[row.key]["kind"]) if row.key in seen else (0, None)
-        rows[row.key] = {"key": row.key, "properties": row.properties, "labels": labels_of(row.kind), "seen": version}
+        rows[row.key] = [row.key, version, labels_of(row.kind), row.properties]
         if kind != row.kind and labels_of(kind):
             former.append({"key": row.key, "labels": labels_of(kind)})
     written = tx.run(cypher(_WRITE, label), rows=[rows[key] for key in sorted(rows)]).single(strict=True)["written"]

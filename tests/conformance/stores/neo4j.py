@@ -7,6 +7,7 @@ STORES = (
         entry="neo4j",
         kinds=(Node,),
         settings=lambda address, folder: {"url": address("neo4j")},
+        concurrent=True,
         unreachable=lambda folder: {"url": "bolt://127.0.0.1:9"},
     ),
 )
