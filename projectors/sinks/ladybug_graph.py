@@ -1,0 +1,195 @@
+"""The embedded graph database that Ladybug sinks and readers of one process share.
+
+A generation is two tables: ``<projection>:<generation>:node`` and ``…:edge``. Nodes are never deleted,
+tombstones and stubs are nodes that are not ``live``; so a node's offset in its table never changes.
+
+Ladybug (the successor of Kuzu) allows one process a database, one ``Database`` object a process and one
+writing transaction at a time. Its errors are all ``RuntimeError``, told apart by their text.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import ladybug
+
+from outbox.errors import SettingsError, StoreError, StoreUnavailable
+from projectors.sinks.shared import Shared
+
+FILE_NAME: Final = "graph.lbug"
+BUFFER_MIB: Final = 256
+"""Ladybug's own default is 80 % of the machine's memory."""
+THREADS: Final = 2
+CHECKPOINT_BYTES: Final = 16 * 1024 * 1024
+"""The write-ahead log goes into the database file when it is longer than this."""
+WRITE_WAIT_S: Final = 30.0
+"""Longest wait for another sink's transaction in this process."""
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
+_LOCKED: Final = "Could not set lock on file"
+_MISSING: Final = re.compile(r"Table .* does not exist")
+_PASSING: Final = (
+    "Buffer manager exception",
+    "IO exception",
+    "Only one write transaction",
+    "Timeout waiting",
+    "panic state",
+    "Interrupted",
+)
+
+
+@dataclass(slots=True)
+class Graph:
+    """An open database. ``definitions`` counts the tables made and dropped."""
+
+    database: Any
+    writing: threading.Lock = field(default_factory=threading.Lock)
+    definitions: int = 0
+
+
+class Session:
+    """A connection to a graph, for one thread at a time, on behalf of one projection."""
+
+    def __init__(self, graph: Graph, projection: str) -> None:
+        self._graph = graph
+        self._projection = projection
+        self._definitions = -1
+        self._in_transaction = False
+        self._connection: Any = None
+
+    def rows(self, template: str, generation: str, **parameters: Any) -> list[list[Any]]:
+        """Run one statement; ``{node}`` and ``{edge}`` in it stand for the generation's tables.
+
+        Raises :class:`~outbox.errors.StoreUnavailable` or :class:`~outbox.errors.StoreError`.
+        """
+        prefix = f"{self._projection}:{generation}"
+        statement = template.format(node=f"`{prefix}:node`", edge=f"`{prefix}:edge`")
+        with told_apart():
+            result = self._connected().execute(statement, parameters)
+            found: list[list[Any]] = result.get_all()
+            result.close()
+        return found
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """One writing transaction, committed at the end or rolled back by an error."""
+        with self._alone(), self._transaction("BEGIN TRANSACTION"):
+            yield
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """One snapshot for several statements."""
+        with self._transaction("BEGIN TRANSACTION READ ONLY"):
+            yield
+
+    def define(self, generation: str, *templates: str) -> None:
+        """Make or drop tables, each in a transaction of its own."""
+        with self._alone():
+            for template in templates:
+                self.rows(template, generation)
+            self._graph.definitions += 1
+
+    def close(self) -> None:
+        """Close the connection. Idempotent."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _connected(self) -> Any:
+        # A connection keeps its plans, and a plan keeps the table it was made for, dropped or not. Within a
+        # transaction it stays all the same: a new connection would be outside of it.
+        stale = self._definitions != self._graph.definitions and not self._in_transaction
+        if self._connection is None or stale:
+            self.close()
+            self._definitions = self._graph.definitions
+            self._connection = ladybug.Connection(self._graph.database)
+        return self._connection
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._graph.writing.acquire(timeout=WRITE_WAIT_S):
+            raise StoreUnavailable(f"ladybug: another sink has been writing for {WRITE_WAIT_S:.0f} s")
+        try:
+            yield
+        finally:
+            self._graph.writing.release()
+
+    @contextmanager
+    def _transaction(self, begin: str) -> Iterator[None]:
+        self._control(begin)
+        self._in_transaction = True
+        try:
+            yield
+            self._control("COMMIT")
+        except BaseException:
+            with suppress(RuntimeError):  # Ladybug has mostly rolled back by itself and refuses a second time
+                self._connection.execute("ROLLBACK")
+            raise
+        finally:
+            self._in_transaction = False
+
+    def _control(self, statement: str) -> None:
+        with told_apart():
+            self._connected().execute(statement).close()
+
+
+_GRAPHS: Final[Shared[Graph]] = Shared(lambda graph: graph.database.close())
+
+
+@contextmanager
+def open_session(projection: str, settings: Mapping[str, Any]) -> Iterator[Session]:
+    """A session on the graph at ``path``: a folder, or a file that ends in ``.lbug``.
+
+    Other settings, heeded when the process opens the path first: ``buffer_mib`` (memory for pages, default
+    256) and ``threads`` (default 2). Raises :class:`~outbox.errors.SettingsError`, or
+    :class:`~outbox.errors.StoreUnavailable` if another process holds the path.
+    """
+    if not settings.get("path"):
+        raise SettingsError("ladybug: the setting path is missing")
+    if not _NAME.fullmatch(projection):
+        raise SettingsError(f"ladybug: projection {projection!r} may hold only letters, digits, '_' and '-'")
+    with _GRAPHS.hold(_file(Path(settings["path"])), lambda path: _open(path, settings)) as graph:
+        session = Session(graph, projection)
+        try:
+            yield session
+        finally:
+            session.close()
+
+
+@contextmanager
+def told_apart() -> Iterator[None]:
+    """Raise Ladybug's errors as ours, by what their text says."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if _LOCKED in text:
+            raise StoreUnavailable(f"ladybug: the database is open in another process: {text}") from error
+        if any(part in text for part in _PASSING):
+            raise StoreUnavailable(f"ladybug: {text}") from error
+        if _MISSING.search(text):
+            raise StoreError(f"ladybug: {text}: prepare the generation first") from error
+        raise StoreError(f"ladybug: {text}") from error
+
+
+def _file(path: Path) -> Path:
+    return path if path.suffix == ".lbug" else path / FILE_NAME
+
+
+def _open(path: Path, settings: Mapping[str, Any]) -> Graph:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with told_apart():
+        return Graph(
+            ladybug.Database(
+                str(path),
+                buffer_pool_size=int(settings.get("buffer_mib") or BUFFER_MIB) * 1024 * 1024,
+                max_num_threads=int(settings.get("threads") or THREADS),
+                checkpoint_threshold=CHECKPOINT_BYTES,
+            )
+        )

@@ -1,0 +1,11 @@
+from projectors.record import Node
+from tests.conformance.sinks import Store
+
+STORES = (
+    Store(
+        name="ladybug",
+        entry="ladybug",
+        kinds=(Node,),
+        settings=lambda address, folder: {"path": str(folder / "graph")},
+    ),
+)
