@@ -105,9 +105,13 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         del dotenv_settings, file_secret_settings
         file = _file()
-        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)) if file else (
-            init_settings,
-            env_settings,
+        return (
+            (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file))
+            if file
+            else (
+                init_settings,
+                env_settings,
+            )
         )
 
     @property

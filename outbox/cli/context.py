@@ -1,0 +1,32 @@
+"""What every command shares: where its settings come from, and how it prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The options given before the command."""
+
+    config: Path | None = None
+    data_dir: Path | None = None
+
+    def settings(self) -> Any:
+        """Load the settings (see :mod:`outbox.settings`)."""
+        from outbox.settings import load
+
+        return load(self.config, **({"data_dir": self.data_dir} if self.data_dir else {}))
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on one line."""
+    import orjson
+
+    typer.echo(orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS))

@@ -1,0 +1,192 @@
+"""The read side's commands: up, project, search, status, verify, rebuild, dead-letters, demo.
+
+Imports stand inside the functions: ``outbox --help`` must not load drivers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from outbox.cli.commands import serve_metrics, until_stopped
+from outbox.cli.context import Json, print_json
+from outbox.errors import OutboxError, SettingsError
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    for name, command in {
+        "up": up,
+        "project": project,
+        "search": search,
+        "status": status,
+        "verify": verify,
+        "rebuild": rebuild,
+        "dead-letters": dead_letters,
+        "demo": demo,
+    }.items():
+        app.command(name)(command)
+
+
+def up(
+    context: typer.Context,
+    metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics here.")] = None,
+) -> None:
+    """Run everything in the foreground: PostgreSQL, relay and projectors, in one process and one folder."""
+    from projectors import control
+    from projectors.wiring import Running, open_read_side
+
+    settings = context.obj.settings()
+    if settings.mode != "embedded":
+        raise SettingsError("`outbox up` runs the embedded mode; on servers run `outbox relay` and `outbox project`")
+    with open_read_side(settings) as side, until_stopped() as stop, control.serving(side), Running(side) as running:
+        serve_metrics(metrics_port)
+        typer.echo(f"PostgreSQL  {side.write.dsn}")
+        for name, plan in side.plans().items():
+            typer.echo(f"{name:<11} {plan.store}")
+        typer.echo("up; Ctrl-C stops everything")
+        while not stop.wait(0.2):
+            running.check()
+
+
+def project(
+    context: typer.Context,
+    projectors: Annotated[list[str] | None, typer.Argument(help="Names of projectors; none: all.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics here.")] = None,
+) -> None:
+    """Run projectors until stopped. Any number of processes may share one projector's work."""
+    from outbox.database import check_migrated, connect
+    from projectors.wiring import Running, open_read_side
+
+    with open_read_side(context.obj.settings()) as side, until_stopped() as stop:
+        names = [side.plan(n).name for n in projectors or side.projecting]
+        side.write.broker().close()
+        with connect(side.write.dsn) as connection:
+            check_migrated(connection)
+        serve_metrics(metrics_port)
+        with Running(side, names, relay=False) as running:
+            while not stop.wait(0.2):
+                running.check()
+
+
+def search(
+    context: typer.Context,
+    text: Annotated[str, typer.Argument(help="What to look for; a key or name for graph questions.")],
+    how: Annotated[str, typer.Option(help="hybrid, semantic, text, find, neighbours or paths.")] = "hybrid",
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 10,
+    to: Annotated[str | None, typer.Option(help="paths: the other node's key.")] = None,
+    depth: Annotated[int, typer.Option(min=1, max=6, help="paths: at most so many edges.")] = 4,
+    direction: Annotated[str, typer.Option(help="neighbours: out, in or both.")] = "both",
+    edge: Annotated[list[str] | None, typer.Option(help="neighbours: only these kinds of edges.")] = None,
+    token: Annotated[str | None, typer.Option(help="First wait until this transaction can be found.")] = None,
+    json: Json = False,
+) -> None:
+    """Search the stores."""
+    from projectors.cli.show import show_answers
+
+    if direction not in {"out", "in", "both"}:
+        raise SettingsError(f"--direction is {direction!r}: out, in or both")
+    answers = _run(
+        context,
+        "search",
+        text=text,
+        how=how,
+        limit=limit,
+        target=to,
+        depth=depth,
+        direction=direction,
+        edges=edge,
+        token=token,
+    )
+    print_json(answers) if json else show_answers(answers, how)
+
+
+def status(context: typer.Context, json: Json = False) -> None:
+    """Lag per projector, health per store, parked streams, dead letters."""
+    from projectors.cli.show import show_status
+
+    found = _run(context, "status")
+    print_json(found) if json else show_status(found)
+
+
+def verify(
+    context: typer.Context,
+    projectors: Annotated[list[str] | None, typer.Argument(help="Names of projectors; none: all.")] = None,
+    repair: Annotated[bool, typer.Option(help="Write the records that differ, and only those.")] = False,
+    json: Json = False,
+) -> None:
+    """Compare every record of the stores with the log. Exits 1 if one differs, naming it."""
+    from outbox.cli.progress import progress
+    from projectors.cli.show import show_verify
+
+    with progress("records", quiet=json) as tell:
+        reports = _run(context, "verify", tell=tell, projectors=projectors, repair=repair)
+    print_json(reports) if json else show_verify(reports)
+    if any(r["differences"] for r in reports):
+        raise typer.Exit(1)
+
+
+def rebuild(
+    context: typer.Context,
+    projector: Annotated[str, typer.Argument(help="The projector's name.")],
+    check: Annotated[bool, typer.Option(help="Verify the new generation before it serves.")] = True,
+    rollback: Annotated[bool, typer.Option(help="Go back to the generation that served before.")] = False,
+    json: Json = False,
+) -> None:
+    """Build a store anew from the log while the old records serve; then switch."""
+    from outbox.cli.progress import progress
+
+    with progress("records", quiet=json) as tell:
+        done = _run(context, "rebuild", tell=tell, projector=projector, check=check, rollback=rollback)
+    if json:
+        print_json(done)
+    elif rollback:
+        typer.echo(f"{projector}: {done['generation']} serves again")
+    else:
+        typer.echo(f"{projector}: {done['generation']} serves, {done['records']} records in {done['seconds']:.1f} s")
+
+
+def dead_letters(
+    context: typer.Context,
+    projector: Annotated[str | None, typer.Argument(help="Only this projector's.")] = None,
+    retry: Annotated[bool, typer.Option(help="Ask for them to be tried again, in order.")] = False,
+    stream: Annotated[list[str] | None, typer.Option(help="retry: only these streams.")] = None,
+    json: Json = False,
+) -> None:
+    """List the streams that are parked, and why; or try them again."""
+    from projectors.cli.show import show_dead_letters
+
+    letters = _run(context, "dead_letters", projector=projector, retry=retry, streams=stream)
+    print_json(letters) if json else show_dead_letters(letters)
+
+
+def demo(
+    context: typer.Context,
+    path: Annotated[list[Path] | None, typer.Argument(help="What to ingest; none: Python's own library.")] = None,
+    json: Json = False,
+) -> None:
+    """The whole product in one go, embedded: ingest, search, edit, delete, wipe, rebuild, verify."""
+    from projectors.demo import run
+
+    if run(context.obj.settings(), path or [], as_json=json):
+        raise typer.Exit(1)
+
+
+def _run(context: typer.Context, operation: str, tell: Any = None, **arguments: Any) -> Any:
+    """The operation in the process that holds the embedded stores, or here."""
+    from projectors import control
+    from projectors.operations import OPERATIONS
+    from projectors.wiring import open_read_side
+
+    settings = context.obj.settings()
+    if settings.mode == "embedded":
+        done, result = control.call(settings.data_dir, operation, arguments)
+        if done:
+            return result
+        if not (settings.data_dir / "postgres").exists():
+            raise OutboxError(f"nothing is in {settings.data_dir} yet: start with `outbox up`, `ingest` or `demo`")
+    with open_read_side(settings) as side:
+        extra = {"tell": tell} if tell is not None else {}
+        return OPERATIONS[operation](side, **arguments, **extra)

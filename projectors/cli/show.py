@@ -1,0 +1,90 @@
+"""Answers for people: tables and lists by rich."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+SNIPPET_LENGTH: Final = 100
+
+
+def show_answers(answers: Sequence[Mapping[str, Any]], how: str, console: Console | None = None) -> None:
+    """Answers of one question, a line or two each."""
+    out = console or Console()
+    if not answers:
+        out.print("[dim]nothing found[/]")
+    for answer in answers:
+        if how == "paths":
+            out.print(_path(answer))
+        elif how == "neighbours":
+            arrow = "-->" if answer["direction"] == "out" else "<--"
+            out.print(
+                f"{arrow} [cyan]{escape(answer['edge'])}[/]  {escape(answer['key'])}  [dim]{escape(answer['kind'])}[/]"
+            )
+        else:
+            out.print(
+                f"[bold]{escape(answer['key'])}[/]  [cyan]{escape(answer['kind'])}[/]"
+                f"  [dim]{answer['score']:.4f} {escape(answer['store'])}[/]"
+            )
+            if answer["snippet"]:
+                out.print("    " + escape(" ".join(answer["snippet"].split())[:SNIPPET_LENGTH]))
+
+
+def show_status(status: Mapping[str, Any]) -> None:
+    """The state of relay, stores and streams."""
+    out, relay = Console(), status["relay"]
+    out.print(f"log: position {status['log']['last_position']}; waiting for the relay: {relay['waiting']}")
+    out.print(f"relay: {escape(relay['leader'] or 'none leads')} (epoch {relay['epoch']})")
+    for parked in relay["parked"]:
+        out.print(f"[yellow]parked[/] {escape(parked['topic'])} {escape(parked['key'])}")
+    table = Table("projector", "store", "generation", "lag", "health", "dead letters")
+    for p in status["projectors"]:
+        seen = "" if p["seen_s_ago"] is None else f" ({p['seen_s_ago']:.0f} s ago)"
+        table.add_row(
+            p["projector"],
+            p["store"],
+            p["generation"] or "-",
+            "-" if p["lag"] is None else str(p["lag"]),
+            escape(p["health"]) + seen,
+            str(p["dead_letters"]),
+        )
+    out.print(table)
+
+
+def show_verify(reports: Sequence[Mapping[str, Any]]) -> None:
+    """One line a store, then each record that differs."""
+    out = Console()
+    table = Table("projector", "store", "records", "missing", "stale", "extra", "different", "repaired", "seconds")
+    for r in reports:
+        numbers = [str(r[n]) for n in ("records", "missing", "stale", "extra", "different", "repaired")]
+        table.add_row(r["projector"], r["store"], *numbers, f"{r['seconds']:.2f}")
+    out.print(table)
+    for r in reports:
+        for d in r["differences"]:
+            out.print(
+                f"[red]{d['kind']}[/] {r['store']} {escape(d['key'])} (stream {escape(d['stream'])}@{d['version']})"
+            )
+
+
+def show_dead_letters(letters: Sequence[Mapping[str, Any]]) -> None:
+    """One row a parked stream."""
+    if not letters:
+        Console().print("no dead letters")
+        return
+    table = Table("projector", "stream", "version", "type", "attempts", "error")
+    for d in letters:
+        table.add_row(
+            d["projector"], escape(d["stream"]), str(d["version"]), d["type"], str(d["attempts"]), escape(d["error"])
+        )
+    Console().print(table)
+
+
+def _path(path: Mapping[str, Any]) -> str:
+    parts = [escape(path["nodes"][0])]
+    for edge, node in zip(path["edges"], path["nodes"][1:], strict=True):
+        parts += [f"[cyan]-{escape(edge)}-[/]", escape(node)]
+    return " ".join(parts)
