@@ -19,6 +19,7 @@ from fastavro import schemaless_reader
 
 import schemas
 from outbox import compatibility, schema
+from outbox.depth import check_depth
 from outbox.errors import InvalidEvent, SchemaError, UnknownEventType
 from outbox.refusal import Refusal
 from outbox.schema import HEADER_BYTES, MARKER, SchemaVersion
@@ -184,6 +185,8 @@ def default_registry() -> Registry:
 
 
 def _read(name: str, reading: _Reading, data: bytes) -> dict[str, Any]:
+    if reading.writer.encoder.recursive:
+        _bounded(name, reading, data)
     body = BytesIO(data)
     body.seek(HEADER_BYTES)
     try:
@@ -195,6 +198,13 @@ def _read(name: str, reading: _Reading, data: bytes) -> dict[str, Any]:
     if body.tell() != len(data):
         raise InvalidEvent(f"{name}: corrupt bytes ({_version(reading)}): {len(data) - body.tell()} left over")
     return value
+
+
+def _bounded(name: str, reading: _Reading, data: bytes) -> None:
+    try:
+        check_depth(reading.writer.parsed, data, HEADER_BYTES)
+    except Refusal as refusal:
+        raise InvalidEvent(f"{name}: corrupt bytes ({_version(reading)}): they {refusal.reason}") from None
 
 
 def _rewritten(name: str, reading: _Reading, data: Mapping[str, Any], size_max: int) -> dict[str, Any]:

@@ -26,9 +26,7 @@ from outbox.scalars import (
     mismatch,
     zigzag,
 )
-
-DEPTH_MAX: Final = 64
-"""Arrays, maps and records inside one another. Stores and readers recurse; none of ours needs more."""
+from outbox.shape import DEPTH_MAX, recursive, takes_no_bytes
 
 DEFAULT_MAX: Final = 1 << 20
 """Bytes of one encoded default; it is kept in memory for good."""
@@ -101,6 +99,8 @@ class Encoder:
     def _complex(self, schema: Mapping[str, Any], depth: int) -> Write:
         match schema["type"]:
             case "array":
+                if takes_no_bytes(schema["items"], self._types):
+                    raise ValueError("items of an array take no bytes: a corrupt count of them could not be noticed")
                 return self._nested(array(self._compile(schema["items"], depth + 1)), depth)
             case "map":
                 return self._nested(map_of(self._compile(schema["values"], depth + 1)), depth)
@@ -310,19 +310,3 @@ def _label(branch: Any) -> str:
     if isinstance(branch, str):
         return branch
     return str(branch.get("logicalType") or branch.get("name") or branch["type"])
-
-
-def recursive(schema: Any) -> bool:
-    """Whether a record of the schema contains itself, directly or through others."""
-    return _recursive(schema, frozenset())
-
-
-def _recursive(schema: Any, inside: frozenset[str]) -> bool:
-    if isinstance(schema, str):
-        return schema in inside
-    if isinstance(schema, list):
-        return any(_recursive(branch, inside) for branch in schema)
-    inside = inside | {schema["name"]} if "name" in schema else inside
-    children = [schema[part] for part in ("items", "values") if part in schema]
-    children += [field["type"] for field in schema.get("fields", ())]
-    return any(_recursive(child, inside) for child in children)

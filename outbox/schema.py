@@ -124,7 +124,7 @@ def _parse(path: Path, source: dict[str, Any]) -> dict[str, Any]:
 def _encoder(path: Path, parsed: dict[str, Any]) -> Encoder:
     try:
         return Encoder(parsed)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise SchemaError(f"{path}: {_line(error)}") from error
 
 
