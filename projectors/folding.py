@@ -124,7 +124,7 @@ class Folding:
                 if event.version < first and stream not in self._states:
                     try:
                         bases[stream] = State(event.version, self._projection.fold(bases[stream].value, event))
-                    except Exception as error:  # the projection's own code may raise anything
+                    except Exception as error:  # noqa: BLE001  # the projection's own code may raise anything
                         failures.append(_failure(event, error))
                         break
                 elif event.version > bases[stream].version:
@@ -144,7 +144,7 @@ class Folding:
                     raise ProjectionError(f"the log has no version {state.version + 1} of it")
                 value = self._projection.fold(state.value, event)
                 after = self._records(stream, value)
-            except Exception as error:  # the projection's own code may raise anything
+            except Exception as error:  # noqa: BLE001  # the projection's own code may raise anything
                 failure = _failure(event, error)
                 break
             touched |= _touched(current, after)

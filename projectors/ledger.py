@@ -23,7 +23,8 @@ SET "offset" = excluded."offset", at = clock_timestamp() WHERE c."offset" < excl
 """
 _START: Final = """
 INSERT INTO outbox.checkpoint (projector, generation, topic, partition, "offset")
-SELECT %(projector)s, %(generation)s, topic, partition, "offset" + 1 FROM outbox.published WHERE topic = ANY (%(topics)s)
+SELECT %(projector)s, %(generation)s, topic, partition, "offset" + 1
+FROM outbox.published WHERE topic = ANY (%(topics)s)
 """
 _LAG: Final = """
 SELECT coalesce(sum(p."offset" + 1 - coalesce(c."offset", 0)), 0)
@@ -181,7 +182,9 @@ def park(connection: Connection, letter: DeadLetter) -> None:
     )
 
 
-def dead_letters(connection: Connection, projector: str | None = None, generation: str | None = None) -> list[DeadLetter]:
+def dead_letters(
+    connection: Connection, projector: str | None = None, generation: str | None = None
+) -> list[DeadLetter]:
     """The dead letters, of all projectors or of one."""
     rows = connection.execute(
         "SELECT projector, generation, stream, version, type, error, attempts FROM outbox.dead_letter"

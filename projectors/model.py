@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from outbox.errors import ProjectionError
-from outbox.event import Event
 from outbox.codec import Registry
 from outbox.database import Connection
+from outbox.errors import ProjectionError
+from outbox.event import Event
 from outbox.log.read import read_by_stream, read_stream
 from projectors.pipeline import Plan
 from projectors.record import Change, Record
@@ -36,9 +36,7 @@ class Modelled:
 
 def model(connection: Connection, plan: Plan, registry: Registry, *, after_stream: str = "") -> Iterator[Modelled]:
     """Every stream of the plan's categories behind ``after_stream``, in byte order."""
-    events = read_by_stream(
-        connection, registry, categories=plan.projection.categories, after_stream=after_stream
-    )
+    events = read_by_stream(connection, registry, categories=plan.projection.categories, after_stream=after_stream)
     for stream, run in groupby(events, key=lambda e: e.stream):
         yield fold_stream(plan, stream, run)
 
@@ -56,7 +54,7 @@ def fold_stream(plan: Plan, stream: str, events: Iterable[Event]) -> Modelled:
         done = replace(done, version=event.version, type=event.type)
         try:
             value = plan.projection.fold(value, event)
-        except Exception as error:  # the projection's own code may raise anything
+        except Exception as error:  # noqa: BLE001  # the projection's own code may raise anything
             return replace(done, error=f"{type(error).__name__}: {error}")
     if value is None:
         return done
@@ -65,6 +63,6 @@ def fold_stream(plan: Plan, stream: str, events: Iterable[Event]) -> Modelled:
         stray = next((k for k in records if k != stream and not k.startswith(stream + "#")), None)
         if stray is not None:
             raise ProjectionError(f"record key {stray!r} is not owned by the stream")
-    except Exception as error:  # likewise
+    except Exception as error:  # noqa: BLE001  # likewise
         return replace(done, error=f"{type(error).__name__}: {error}")
     return replace(done, records=tuple(records.values()))

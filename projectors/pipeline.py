@@ -11,8 +11,8 @@ from typing import Any
 
 import structlog
 
-from outbox.event import Event
 from outbox.errors import RecordsRefused
+from outbox.event import Event
 from outbox.metrics import EVENTS_APPLIED, STREAMS_PARKED
 from projectors.folding import Failure, Folding
 from projectors.projection import Projection
@@ -80,19 +80,20 @@ class Pipeline:
         return set()
 
     def _give_up(self, failure: Failure) -> None:
-        log.warning("parked", projector=self._plan.name, stream=failure.stream, version=failure.version, error=failure.error)
+        log.warning(
+            "parked", projector=self._plan.name, stream=failure.stream, version=failure.version, error=failure.error
+        )
         self._park(failure)
         self._parked.inc()
 
 
 def embedded(changes: Sequence[Change], embed: Embed | None) -> list[Change]:
     """The changes, with vectors whose embedding is missing made from their texts."""
-    bare = [i for i, c in enumerate(changes) if isinstance(c.record, Vector) and c.record.embedding is None]
     result = list(changes)
+    bare = [(i, c.record) for i, c in enumerate(changes) if isinstance(c.record, Vector) and c.record.embedding is None]
     if bare and embed is not None:
-        vectors = embed([changes[i].record.text for i in bare])  # type: ignore[union-attr]
-        for i, vector in zip(bare, vectors, strict=True):
-            result[i] = replace(changes[i], record=replace(changes[i].record, embedding=vector))  # type: ignore[arg-type]
+        for (i, record), row in zip(bare, embed([r.text for _, r in bare]), strict=True):
+            result[i] = replace(changes[i], record=replace(record, embedding=row))
     return result
 
 

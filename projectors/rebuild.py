@@ -219,7 +219,13 @@ class _Load:
         ledger.park(
             self._connection,
             DeadLetter(
-                self._plan.name, self._generation.name, stream.stream, stream.version, stream.type, stream.error or "", 1
+                self._plan.name,
+                self._generation.name,
+                stream.stream,
+                stream.version,
+                stream.type,
+                stream.error or "",
+                1,
             ),
         )
 
@@ -243,5 +249,3 @@ def _drop_old(connection: Connection, plan: Plan, sink: Sink) -> None:
         if old is not newest:
             sink.drop(old.name)
             ledger.forget_generation(connection, plan.name, old.name)
-
-

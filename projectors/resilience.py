@@ -85,9 +85,7 @@ class Retrying(Wrapped):
         )
         self._retry = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(StoreUnavailable),
-            stop=tenacity.stop_any(
-                tenacity.stop_after_attempt(settings.attempts), tenacity.stop_when_event_set(stop)
-            ),
+            stop=tenacity.stop_any(tenacity.stop_after_attempt(settings.attempts), tenacity.stop_when_event_set(stop)),
             wait=self._wait,
             sleep=tenacity.sleep_using_event(stop),
             reraise=True,

@@ -57,7 +57,9 @@ class Stations:
 class Session:
     """One consumer on one generation, until something fails or the generation changes."""
 
-    def __init__(self, plan: Plan, stations: Stations, generation: str, stop: threading.Event, stack: ExitStack) -> None:
+    def __init__(
+        self, plan: Plan, stations: Stations, generation: str, stop: threading.Event, stack: ExitStack
+    ) -> None:
         self._plan = plan
         self._stations = stations
         self._generation = generation

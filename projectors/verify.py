@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, Literal
 
+from outbox.codec import Registry
 from outbox.database import Connection
 from projectors import ledger
 from projectors.model import Modelled, model, model_of
 from projectors.pipeline import Plan, embedded, embedded_records
 from projectors.record import Change, Record, Stored, digest
 from projectors.sinks.protocol import Sink
-from outbox.codec import Registry
 
 Kind = Literal["missing", "stale", "extra", "different"]
 
@@ -142,7 +142,9 @@ class Verifier:
                 yield Difference(record.key, want.stream, "different", max(want.version, record.version))
             elif want.digest != record.digest:
                 stale = record.version < want.version
-                yield Difference(record.key, want.stream, "stale" if stale else "different", max(want.version, record.version))
+                yield Difference(
+                    record.key, want.stream, "stale" if stale else "different", max(want.version, record.version)
+                )
         for key, want in expected.items():
             yield Difference(key, want.stream, "missing", want.version)
 

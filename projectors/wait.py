@@ -18,10 +18,12 @@ from outbox.log.statement import Token
 _PUBLISHED: Final = """
 SELECT p.topic, p.partition, p."offset"
 FROM outbox.relay_cursor c LEFT JOIN outbox.published p ON true
-WHERE c.name = %(relay)s AND %(xid)s::text::xid8 < pg_snapshot_xmax(c.a) AND pg_visible_in_snapshot(%(xid)s::text::xid8, c.a)
+WHERE c.name = %(relay)s AND %(xid)s::text::xid8 < pg_snapshot_xmax(c.a)
+  AND pg_visible_in_snapshot(%(xid)s::text::xid8, c.a)
 """
 _BEHIND: Final = """
-SELECT count(*) FROM unnest(%(topics)s::text[], %(partitions)s::int[], %(offsets)s::bigint[]) AS want (topic, partition, last)
+SELECT count(*)
+FROM unnest(%(topics)s::text[], %(partitions)s::int[], %(offsets)s::bigint[]) AS want (topic, partition, last)
 WHERE NOT EXISTS (
     SELECT FROM outbox.checkpoint c JOIN outbox.generation g USING (projector, generation)
     WHERE c.projector = %(projector)s AND g.state = 'serving'
@@ -65,7 +67,9 @@ def _reached(connection: Connection, projector: str, wanted: Mapping[tuple[str, 
         "offsets": list(wanted.values()),
     }
     while (row := connection.execute(_BEHIND, parameters).fetchone()) and row[0]:
-        sleep_s = _pause(sleep_s, deadline, f"{projector} is behind on {row[0]} partition(s): is its projector running?")
+        sleep_s = _pause(
+            sleep_s, deadline, f"{projector} is behind on {row[0]} partition(s): is its projector running?"
+        )
 
 
 def _pause(sleep_s: float, deadline: float, reason: str) -> float:

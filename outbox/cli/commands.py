@@ -113,9 +113,12 @@ def ingest(
     from outbox.ingest.postgres import PostgresLog
     from outbox.wiring import open_write_side
 
-    with open_write_side(context.obj.settings()) as side, connected(side.dsn) as connection:
-        with progress("files", quiet=json) as tell:
-            report = run(paths, PostgresLog(connection, side.registry), progress=tell)
+    with (
+        open_write_side(context.obj.settings()) as side,
+        connected(side.dsn) as connection,
+        progress("files", quiet=json) as tell,
+    ):
+        report = run(paths, PostgresLog(connection, side.registry), progress=tell)
     _show_report(report, json)
 
 

@@ -39,6 +39,4 @@ class PostgresLog:
     def append(self, writes: Sequence[Write]) -> None:
         with self._connection.transaction():
             for write in writes:
-                append(
-                    self._connection, write.stream, write.event, expected=write.expected, registry=self._registry
-                )
+                append(self._connection, write.stream, write.event, expected=write.expected, registry=self._registry)

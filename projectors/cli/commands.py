@@ -5,6 +5,7 @@ Imports stand inside the functions: ``outbox --help`` must not load drivers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from outbox.errors import OutboxError, SettingsError
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for name, command in {
+    commands: dict[str, Callable[..., None]] = {
         "up": up,
         "project": project,
         "search": search,
@@ -26,7 +27,8 @@ def register(app: typer.Typer) -> None:
         "rebuild": rebuild,
         "dead-letters": dead_letters,
         "demo": demo,
-    }.items():
+    }
+    for name, command in commands.items():
         app.command(name)(command)
 
 

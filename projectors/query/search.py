@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 
 from outbox.errors import InvalidEvent, SettingsError, StoreUnavailable
 from outbox.log.statement import Token
@@ -52,7 +52,7 @@ class Search:
         self._readers: dict[str, Any] = {}
         self._serving: dict[str, tuple[str, float]] = {}
 
-    def __enter__(self) -> Search:
+    def __enter__(self) -> Self:
         self._connection = self._side.write.connection()
         self._stack.callback(self._connection.close)
         self._pool = self._stack.enter_context(ThreadPoolExecutor(3, "search"))
@@ -103,7 +103,9 @@ class Search:
             raise failures[0]
         return fuse([r for r in results if not isinstance(r, StoreUnavailable)])[:limit]
 
-    def wait_for(self, token: Token | int | str, timeout_s: float = 10.0, projectors: Iterable[str] | None = None) -> None:
+    def wait_for(
+        self, token: Token | int | str, timeout_s: float = 10.0, projectors: Iterable[str] | None = None
+    ) -> None:
         """Return once what the token's transaction wrote can be found. Names of projectors or of stores."""
         wanted = set(projectors) if projectors is not None else None
         topics = {
