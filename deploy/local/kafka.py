@@ -8,6 +8,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.local import archive
 from deploy.local.jars import installed
 from deploy.local.java import find_java
 from deploy.local.ports import HOST
@@ -40,13 +41,16 @@ class Kafka:
 
     def prepare(self, site: Site) -> Launch:
         """Write the configuration and, on first use, format the storage."""
-        java = [find_java().command, HEAP, *JVM, "-cp", f"{installed(JARS['kafka']) / 'lib'}/*"]
+        runtime, shared = find_java(), installed(JARS["kafka"])
+        java = [runtime.command, HEAP, *JVM]
+        classes = ["-cp", f"{shared / 'lib'}/*"]
         properties = site.folder / "server.properties"
         settings = {**_settings(site), **site.settings}
         properties.write_text("".join(f"{key}={value}\n" for key, value in settings.items()), encoding="utf-8")
         if not (site.folder / "data" / "meta.properties").exists():
-            _format(java, properties)
-        return Launch((*java, "kafka.Kafka", str(properties)), site.folder)
+            _format([*java, *classes], properties)
+        flags = archive.flags(runtime, shared, site.folder)
+        return Launch((*java, *flags, *classes, "kafka.Kafka", str(properties)), site.folder)
 
 
 def _settings(site: Site) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deploy.local import ports, process, state
+from deploy.local import archive, ports, process, state
 from deploy.local.errors import LocalError, NotRunning
 from deploy.local.guard import Guard
 from deploy.local.jars import locked
@@ -182,7 +182,8 @@ def _unwatched(_pid: Pid) -> None:
 
 
 def _end(service: Service) -> None:
-    process.stop(service.process, SERVERS[service.name].stop_signal, STOP_WITHIN_S)
+    if service.alive and process.stop(service.process, SERVERS[service.name].stop_signal, STOP_WITHIN_S):
+        archive.collect(service.home)
 
 
 def _same_ports(service: Service) -> Reservation:

@@ -6,6 +6,7 @@ import signal
 from dataclasses import dataclass
 from typing import Final
 
+from deploy.local import archive
 from deploy.local.jars import installed
 from deploy.local.java import find_java
 from deploy.local.ports import HOST
@@ -63,6 +64,8 @@ class Neo4j:
         configuration.mkdir(exist_ok=True)
         (configuration / "neo4j.conf").write_text(lines, encoding="utf-8")
         opened = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in OPENED_PACKAGES]
-        java = (find_java().command, *JVM, *opened, "-cp", f"{installed(JARS['neo4j']) / 'lib'}/*")
+        runtime, shared = find_java(), installed(JARS["neo4j"])
+        flags = (*JVM, *opened, *archive.flags(runtime, shared, site.folder))
+        java = (runtime.command, *flags, "-cp", f"{shared / 'lib'}/*")
         folders = (f"--home-dir={site.folder}", f"--config-dir={configuration}", "--console-mode")
         return Launch((*java, "org.neo4j.server.Neo4jCommunity", *folders), site.folder)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from deploy.local import archive
 from deploy.local.elasticsearch.layout import arrange, revision
 from deploy.local.jars import installed
 from deploy.local.java import Java, find_java
@@ -71,8 +72,8 @@ class Elasticsearch:
         settings = {**SETTINGS, **paths, "http.port": str(site.port), **site.settings}
         pairs = [f"{key}={value}" for key, value in settings.items()]
         java = find_java()
-        classes = f"{shared / 'classes'}:{shared / 'lib'}/*"
-        command = (java.command, *_flags(java, shared), "-cp", classes, MAIN, str(site.folder))
+        flags = (*_flags(java, shared), *archive.flags(java, shared, site.folder))
+        command = (java.command, *flags, "-cp", f"{shared / 'lib'}/*", MAIN, str(site.folder))
         return Launch((*command, *pairs), site.folder)
 
 

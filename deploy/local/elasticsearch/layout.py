@@ -45,7 +45,9 @@ def arrange(folder: Path) -> None:
     _keep_descriptor(folder / "modules" / HTTP_MODULE)
     classes = folder / "classes"
     _compile(compiler, library, classes)
+    _pack(classes, "LocalNode", library / "outbox-local.jar")
     _pack_banner(classes, folder / "modules" / BANNER_MODULE)
+    shutil.rmtree(classes)
     native = folder / "native"
     native.mkdir()
     # Elasticsearch asks for this name, without the version that systems put behind it.
@@ -101,12 +103,16 @@ def _compile(compiler: Path, library: Path, classes: Path) -> None:
     run_step("compiling our part of Elasticsearch", command, folder=library.parent, timeout_s=COMPILE_TIMEOUT_S)
 
 
+def _pack(classes: Path, name: str, jar: Path) -> None:
+    """Put one of our classes, with those inside it, into a jar: Java archives no classes that lie in a folder."""
+    with zipfile.ZipFile(jar, "w") as archive:
+        for compiled in sorted(classes.rglob(f"{name}*.class")):
+            archive.write(compiled, compiled.relative_to(classes))
+
+
 def _pack_banner(classes: Path, module: Path) -> None:
     module.mkdir()
-    with zipfile.ZipFile(module / f"{BANNER_MODULE}.jar", "w") as archive:
-        for compiled in sorted(classes.rglob("BannerPlugin*.class")):
-            archive.write(compiled, compiled.relative_to(classes))
-            compiled.unlink()  # the same class in two places is refused
+    _pack(classes, "BannerPlugin", module / f"{BANNER_MODULE}.jar")
     descriptor = {
         "name": BANNER_MODULE,
         "description": "Answers GET / for local servers",
