@@ -14,8 +14,8 @@ import neo4j
 
 from outbox.errors import StoreError, StoreUnavailable
 from projectors.query.protocol import DEPTH_MAX, Direction, Hit, Neighbour, Path
-from projectors.sinks.neo4j import Neo4jSettings, connect, cypher, label_of, parse, translated
 from projectors.sinks.neo4j_form import NAME_LENGTH_MAX, rebuilt
+from projectors.sinks.neo4j_session import Connection, cypher, label_of, parse
 
 STORE: Final = "neo4j"
 ROWS_MAX: Final = 10_000
@@ -50,18 +50,16 @@ RETURN properties(n) AS properties ORDER BY n._key LIMIT $limit
 @contextmanager
 def open_reader(projection: str, settings: Mapping[str, Any]) -> Iterator[Neo4jReader]:
     """The reader of one projection. Opens no connection yet; raises :class:`~outbox.errors.SettingsError`."""
-    parsed = parse(settings)
-    with connect(parsed) as driver:
-        yield Neo4jReader(driver, projection, parsed)
+    with Connection(parse(settings)) as connection:
+        yield Neo4jReader(connection, projection)
 
 
 class Neo4jReader:
     """A :class:`projectors.query.protocol.GraphReader`."""
 
-    def __init__(self, driver: neo4j.Driver, projection: str, settings: Neo4jSettings) -> None:
-        self._driver = driver
+    def __init__(self, connection: Connection, projection: str) -> None:
+        self._connection = connection
         self._projection = projection
-        self._settings = settings
 
     def neighbours(
         self, generation: str, key: str, direction: Direction, edges: Sequence[str] | None, limit: int
@@ -115,9 +113,9 @@ class Neo4jReader:
     def _read(self, generation: str, statement: str, **parameters: Any) -> list[dict[str, Any]]:
         """The answer's rows. Whatever fails here is the store's failing, not a record's."""
         text = cypher(statement, label_of(self._projection, generation))
-        bounded = neo4j.unit_of_work(timeout=self._settings.timeout_s)
+        bounded = neo4j.unit_of_work(timeout=self._connection.settings.timeout_s)
         try:
-            with translated("read"), self._driver.session(database=self._settings.database) as session:
+            with self._connection.session("read") as session:
                 return session.execute_read(bounded(_rows), text, parameters)
         except StoreUnavailable:
             raise

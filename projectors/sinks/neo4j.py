@@ -22,29 +22,28 @@ and ``retry_s`` (10, for deadlocks and the like). Needs Neo4j 5.26 or newer; Com
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import ceil
 from typing import Any, Final
 
 import neo4j
-from neo4j.exceptions import ConfigurationError, DriverError, Neo4jError
-from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
 
-from outbox.errors import RecordsRefused, SettingsError, StoreError, StoreUnavailable
+from outbox.errors import RecordsRefused, StoreError, StoreUnavailable
 from projectors.record import Change, Stored, digest
 from projectors.sinks.neo4j_form import Row, labels_of, rebuilt, row_of, same
+from projectors.sinks.neo4j_session import Connection, cypher, label_of, parse
 
 ROWS_MAX: Final = 1_000
 """Nodes written in one transaction: more gain no speed and hold locks longer."""
 EDGES_MAX: Final = 10_000
 """Edges written in one transaction, if no single node owns more."""
-PAGE_COUNT: Final = 1_000
-FETCH_COUNT: Final = 100
-"""Rows on their way at once: what a scan holds in memory."""
+PAGE_COUNT: Final = 250
+"""Nodes a scan holds in memory."""
 OVERTAKEN_MAX: Final = 10
 """Each time another writer got on, so there is no livelock; more means two processes own the same streams."""
-CONNECT_TIMEOUT_S: Final = 5.0
+DROP_WITHIN_S: Final = 3_600.0
+"""At 7,000 to 24,000 nodes a second, some 25 million nodes or more; called again it goes on where it stopped."""
 
 _PREPARE: Final = (
     "CREATE CONSTRAINT outbox_generation IF NOT EXISTS FOR (g:OutboxGeneration) REQUIRE g.label IS UNIQUE",
@@ -109,102 +108,35 @@ RETURN n._key AS key, properties(n) AS properties, COLLECT {
 """
 
 
-class Neo4jSettings(BaseModel):
-    """How to reach a database."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    url: str
-    username: str | None = None
-    password: str | None = None
-    database: str | None = None
-    timeout_s: PositiveFloat = 30.0
-    retry_s: PositiveFloat = 10.0
-
-
-def parse(settings: Mapping[str, Any]) -> Neo4jSettings:
-    """Check the settings; raises :class:`SettingsError` that names the key."""
-    try:
-        return Neo4jSettings.model_validate(dict(settings))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(f"neo4j: setting {key!r}: {first['msg']}") from error
-
-
-def connect(settings: Neo4jSettings) -> neo4j.Driver:
-    """A driver with every wait bounded. Opens no connection yet."""
-    try:
-        return neo4j.GraphDatabase.driver(
-            settings.url,
-            auth=(settings.username, settings.password or "") if settings.username else None,
-            connection_timeout=CONNECT_TIMEOUT_S,
-            connection_acquisition_timeout=settings.timeout_s,
-            max_transaction_retry_time=settings.retry_s,
-            notifications_min_severity="OFF",
-            telemetry_disabled=True,
-        )
-    except (ConfigurationError, ValueError) as error:
-        raise SettingsError(f"neo4j: setting 'url': {error}") from error
-
-
-@contextmanager
-def translated(doing: str) -> Iterator[None]:
-    """Turn the driver's errors into ours: :class:`StoreError` itself if the statement's data are to blame."""
-    try:
-        yield
-    except Neo4jError as error:
-        message = f"neo4j: {doing}: {_one_line(error.message)}"
-        if error.category in ("Statement", "Schema") and not error.is_retryable():
-            raise StoreError(message) from error
-        raise StoreUnavailable(message) from error
-    except (DriverError, OSError) as error:
-        raise StoreUnavailable(f"neo4j: {doing}: {_one_line(str(error))}") from error
-
-
-def label_of(projection: str, generation: str) -> str:
-    """The generation's label. Generations have no ``.``, so no two projections share one."""
-    return f"p_{projection}.{generation}"
-
-
-def cypher(text: str, label: str) -> str:
-    """The statement for one generation: Neo4j finds its indexes only by labels that stand in the text."""
-    escaped = label.replace("`", "``")
-    return re.sub("LABEL|NAME", lambda found: f"`{escaped}`" if found[0] == "LABEL" else escaped, text)
-
-
 @contextmanager
 def open_sink(projection: str, settings: Mapping[str, Any]) -> Iterator[Neo4jSink]:
     """The sink of one projection. Opens no connection yet; raises :class:`SettingsError`."""
-    parsed = parse(settings)
-    with connect(parsed) as driver:
-        yield Neo4jSink(driver, projection, parsed)
+    with Connection(parse(settings)) as connection:
+        yield Neo4jSink(connection, projection)
 
 
 class Neo4jSink:
     """Keeps one projection's nodes and edges; see the module's text and :class:`projectors.sinks.protocol.Sink`."""
 
-    def __init__(self, driver: neo4j.Driver, projection: str, settings: Neo4jSettings) -> None:
-        self._driver = driver
+    def __init__(self, connection: Connection, projection: str) -> None:
+        self._connection = connection
         self._projection = projection
-        self._settings = settings
 
     def prepare(self, generation: str) -> None:
         """Make the generation's constraint, name index and mark, and wait for the index."""
         label = label_of(self._projection, generation)
-        with self._session(f"prepare {label}") as session:
+        with self._connection.session(f"prepare {label}") as session:
             for statement in _PREPARE:
                 session.run(cypher(statement, label)).consume()
-            session.run("CALL db.awaitIndexes($seconds)", seconds=int(self._settings.timeout_s) + 1).consume()
+            session.run("CALL db.awaitIndexes($seconds)", seconds=ceil(self._connection.settings.timeout_s)).consume()
             session.run(_MARK, label=label, projection=self._projection, generation=generation).consume()
 
     def apply(self, generation: str, changes: Sequence[Change]) -> None:
         """Write the changes in transactions of bounded size; see :meth:`_write` for the guard."""
         refused: dict[str, str] = {}
         label = label_of(self._projection, generation)
-        with self._session("apply") as session:
-            for batch in _batches(_rows(changes, refused)):
-                self._apply(session, label, batch, refused)
+        for batch in _batches(_rows(changes, refused)):
+            self._apply(label, batch, refused)
         if refused:
             raise RecordsRefused(refused)
 
@@ -217,22 +149,22 @@ class Neo4jSink:
     def switch(self, generation: str) -> None:
         """Neo4j's Community edition has no aliases: mark the generation as the one that serves."""
         label = label_of(self._projection, generation)
-        with self._session(f"switch to {label}") as session:
+        with self._connection.session(f"switch to {label}") as session:
             if not list(session.run(_SWITCH, label=label, projection=self._projection)):
                 raise StoreUnavailable(f"neo4j: generation {label} has not been prepared")
 
     def drop(self, generation: str) -> None:
         """Unmark the generation, so that late writers stop, then remove its nodes and indexes."""
         label = label_of(self._projection, generation)
-        with self._session(f"drop {label}") as session:
+        with self._connection.session(f"drop {label}", DROP_WITHIN_S) as session:
             for statement in _DROP:
                 session.run(cypher(statement, label), label=label).consume()
 
-    def _apply(self, session: neo4j.Session, label: str, batch: Sequence[Row], refused: dict[str, str]) -> None:
+    def _apply(self, label: str, batch: Sequence[Row], refused: dict[str, str]) -> None:
         """One transaction. A batch that is refused is halved until the culprit stands alone."""
-        bounded = neo4j.unit_of_work(timeout=self._settings.timeout_s)
+        bounded = neo4j.unit_of_work(timeout=self._connection.settings.timeout_s)
         try:
-            with translated("apply"):
+            with self._connection.session("apply") as session:
                 _again_if_overtaken(lambda: session.execute_write(bounded(_write), label, batch))
         except StoreUnavailable:
             raise
@@ -241,15 +173,15 @@ class Neo4jSink:
                 refused[batch[0].key] = str(error)
                 return
             middle = len(batch) // 2
-            self._apply(session, label, batch[:middle], refused)
-            self._apply(session, label, batch[middle:], refused)
+            self._apply(label, batch[:middle], refused)
+            self._apply(label, batch[middle:], refused)
 
     def _pages(self, label: str) -> Iterator[neo4j.Record]:
         """Every live row, in pages by key. A page starts at the last one's last key, which it gives again."""
         after: str | None = None
         while True:
             count, previous = 0, after
-            for row in self._stream(cypher(_PAGE, label), after=previous or "", limit=PAGE_COUNT):
+            for row in self._read(cypher(_PAGE, label), after=previous or "", limit=PAGE_COUNT):
                 count, after = count + 1, row["key"]
                 if row["key"] != previous and row["properties"] is not None:
                     yield row
@@ -258,19 +190,11 @@ class Neo4jSink:
 
     def _these(self, label: str, keys: Sequence[str]) -> Iterator[neo4j.Record]:
         for start in range(0, len(keys), PAGE_COUNT):
-            yield from self._stream(cypher(_THESE, label), keys=keys[start : start + PAGE_COUNT])
+            yield from self._read(cypher(_THESE, label), keys=keys[start : start + PAGE_COUNT])
 
-    def _stream(self, statement: str, **parameters: Any) -> Iterator[neo4j.Record]:
-        with self._session("scan") as session:
-            yield from session.run(statement, parameters)
-
-    @contextmanager
-    def _session(self, doing: str) -> Iterator[neo4j.Session]:
-        with (
-            translated(doing),
-            self._driver.session(database=self._settings.database, fetch_size=FETCH_COUNT) as session,
-        ):
-            yield session
+    def _read(self, statement: str, **parameters: Any) -> list[neo4j.Record]:
+        with self._connection.session("scan") as session:
+            return list(session.run(statement, parameters))
 
 
 _Join = tuple[str, str, Mapping[str, Any]]
@@ -392,7 +316,3 @@ def _stored(row: neo4j.Record) -> Stored:
     except (TypeError, KeyError, ValueError):  # someone else's hand: no record has such values, so none is equal
         digested = b""
     return Stored(properties["_key"], properties.get("_stream", ""), properties.get("_version", 0), digested)
-
-
-def _one_line(text: str | None) -> str:
-    return " ".join((text or "").split())[:500]

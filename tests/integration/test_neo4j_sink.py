@@ -1,0 +1,220 @@
+"""What is Neo4j's own about its sink and reader, on the real server."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import neo4j
+import pytest
+
+from outbox.errors import RecordsRefused, SettingsError, StoreUnavailable
+from projectors.query.neo4j import open_reader
+from projectors.record import Change, Edge, Node, Stored, digest
+from projectors.sinks.neo4j import Neo4jSink, open_sink
+from projectors.sinks.neo4j_session import cypher, label_of
+
+G = "g1"
+
+
+@pytest.fixture
+def projection() -> str:
+    return f"t{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def settings(address: Any) -> dict[str, Any]:
+    return {"url": address("neo4j")}
+
+
+@pytest.fixture
+def sink(projection: str, settings: dict[str, Any]) -> Iterator[Neo4jSink]:
+    with open_sink(projection, settings) as sink:
+        sink.prepare(G)
+        yield sink
+        for generation in (G, "g2"):
+            sink.drop(generation)
+
+
+@pytest.fixture
+def ask(projection: str, settings: dict[str, Any]) -> Iterator[Any]:
+    """``ask("MATCH (n:LABEL) RETURN n.x")``: rows, as a user would read them."""
+    with neo4j.GraphDatabase.driver(settings["url"], notifications_min_severity="OFF") as driver:
+        yield lambda text, **p: [
+            row.values() for row in driver.execute_query(cypher(text, label_of(projection, G)), p).records
+        ]
+
+
+def put(node: Node, version: int = 1) -> Change:
+    return Change(node.key, f"n-{node.key}", version, node)
+
+
+def held(sink: Neo4jSink) -> set[Stored]:
+    return set(sink.scan(G))
+
+
+def stored(change: Change) -> Stored:
+    assert change.record is not None
+    return Stored(change.key, change.stream, change.version, digest(change.record))
+
+
+def test_kinds_properties_and_edges_are_there_for_plain_cypher(sink: Neo4jSink, ask: Any) -> None:
+    sink.apply(
+        G, [put(Node("a", "Class", "A", {"lines": 3}, [Edge("CALLS", "b", {"n": 2})])), put(Node("b", "Function", "f"))]
+    )
+    found = ask("MATCH (c:LABEL:Class)-[r:CALLS]->(f:Function) RETURN c.name, c.lines, r.n, f.name")
+    assert found == [["A", 3, 2, "f"]]
+
+
+def test_a_changed_kind_takes_the_old_label_away(sink: Neo4jSink, ask: Any) -> None:
+    sink.apply(G, [put(Node("a", "Old", "A"))])
+    sink.apply(G, [put(Node("a", "New", "A"), 2)])
+    assert ask("MATCH (n:LABEL) RETURN 'Old' IN labels(n), 'New' IN labels(n)") == [[False, True]]
+    sink.apply(G, [Change("a", "n-a", 3, None)])
+    assert ask("MATCH (n:LABEL) RETURN 'New' IN labels(n), n.name") == [[False, None]]
+
+
+def test_a_kind_named_like_another_generation_does_not_put_the_node_into_it(
+    sink: Neo4jSink, projection: str, ask: Any
+) -> None:
+    sink.prepare("g2")
+    sink.apply(G, [put(Node("a", label_of(projection, "g2"), "A")), put(Node("b", "Outbox", "B"))])
+    assert list(sink.scan("g2")) == []
+    assert len(held(sink)) == 2
+
+
+@pytest.mark.parametrize(("old", "new"), [(0.0, -0.0), (1, 1.0), (1, True), ([1], [1.0]), ("e\u0301", "\u00e9")])
+def test_a_value_replaces_one_that_is_equal_but_not_the_same(sink: Neo4jSink, old: Any, new: Any) -> None:
+    sink.apply(G, [put(Node("a", "K", "A", {"p": old}, [Edge("E", "b", {"p": old})]))])
+    later = put(Node("a", "K", "A", {"p": new}, [Edge("E", "b", {"p": new})]), 2)
+    sink.apply(G, [later])
+    assert held(sink) == {stored(later)}
+
+
+def test_a_refused_node_is_named_and_does_not_stop_the_others(sink: Neo4jSink) -> None:
+    good = [put(Node(f"k{n}", "K", "n", {}, [Edge("E", f"k{n + 1}")])) for n in range(20)]
+    bad = [
+        put(Node("no edge kind", "K", "n", {}, [Edge("", "k1")])),
+        put(Node("k" * 9_000, "K", "n")),
+        put(Node("surrogate", "K", "\ud800")),
+    ]
+    with pytest.raises(RecordsRefused) as raised:
+        sink.apply(G, [*good[:7], *bad, *good[7:]])
+    assert raised.value.reasons.keys() == {change.key for change in bad}
+    assert held(sink) == {stored(change) for change in good}
+
+
+def test_a_late_write_to_a_dropped_generation_leaves_nothing(sink: Neo4jSink, ask: Any) -> None:
+    sink.drop(G)
+    with pytest.raises(StoreUnavailable):
+        sink.apply(G, [put(Node("a", "K", "A"))])
+    assert ask("MATCH (n:LABEL) RETURN count(n)") == [[0]]
+
+
+def test_one_generation_is_marked_as_serving(sink: Neo4jSink, projection: str, ask: Any) -> None:
+    sink.prepare("g2")
+    for generation in (G, "g2", G):
+        sink.switch(generation)
+        serving = ask("MATCH (g:OutboxGeneration {projection: $p, serving: true}) RETURN g.label", p=projection)
+        assert serving == [[label_of(projection, generation)]]
+
+
+def test_what_someone_else_changed_is_seen_by_a_scan(sink: Neo4jSink, ask: Any) -> None:
+    change = put(Node("a", "K", "A", {"p": 1}, [Edge("E", "b")]))
+    sink.apply(G, [change])
+    for spoil in ("SET n.p = 2", "SET n.q = date()", "REMOVE n.name", "CREATE (n)-[:E]->(n)"):
+        ask(f"MATCH (n:LABEL {{_key: 'a'}}) {spoil}")
+        assert held(sink) != {stored(change)}
+        ask("MATCH (n:LABEL {_key: 'a'}) OPTIONAL MATCH (n)-[r]->(n) SET n.p = 1, n.name = 'A' REMOVE n.q DELETE r")
+        assert held(sink) == {stored(change)}
+
+
+def test_a_name_too_long_for_the_index_is_found_whole_only(
+    sink: Neo4jSink, projection: str, settings: dict[str, Any]
+) -> None:
+    name = "é" * 20_000
+    sink.apply(G, [put(Node("a", "K", name))])
+    with open_reader(projection, settings) as reader:
+        assert [hit.key for hit in reader.find(G, name, 5)] == ["a"]
+        assert reader.find(G, name[:1_000], 5) == reader.find(G, name + "x", 5) == []
+
+
+def test_two_ends_without_a_path_are_told_apart_soon(
+    sink: Neo4jSink, projection: str, settings: dict[str, Any]
+) -> None:
+    def web(side: str) -> list[Change]:
+        ends = [f"{side}{n}" for n in range(60)]
+        return [put(Node(k, "K", k, {}, [Edge("E", other) for other in ends if other != k])) for k in ends]
+
+    sink.apply(G, web("a") + web("b"))
+    with open_reader(projection, settings | {"timeout_s": 10}) as reader:
+        assert reader.paths(G, "a1", "b1", 6, 10) == []
+        assert [len(path.edges) for path in reader.paths(G, "a1", "a2", 6, 10)] == [1] + [2] * 9
+
+
+class Valve:
+    """A TCP forwarder that can be shut: connections stay open and nothing comes through."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._target = (parts.hostname, parts.port)
+        self._open = threading.Event()
+        self._open.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"bolt://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.shut, self.reopen = self._open.clear, self._open.set
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            far = socket.create_connection(self._target)
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65_536):
+                self._open.wait()
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            return
+
+    def close(self) -> None:
+        self.reopen()
+        self._listener.close()
+
+
+def test_a_server_that_falls_silent_is_given_up_and_taken_up_again(projection: str, settings: dict[str, Any]) -> None:
+    valve = Valve(settings["url"])
+    first, second = put(Node("a", "K", "A")), put(Node("a", "K", "B"), 2)
+    with open_sink(projection, {"url": valve.url, "timeout_s": 1, "retry_s": 1}) as sink:
+        sink.prepare(G)
+        sink.apply(G, [first])
+        valve.shut()
+        began_s = time.monotonic()
+        with pytest.raises(StoreUnavailable, match="no answer"):
+            sink.apply(G, [second])
+        assert time.monotonic() - began_s < 15
+        valve.reopen()
+        sink.apply(G, [second])
+        assert held(sink) == {stored(second)}
+        sink.drop(G)
+    valve.close()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{}, {"url": "ftp://h:1"}, {"url": "bolt://h:1", "x": 1}, {"url": "bolt://h", "timeout_s": 0}]
+)
+def test_wrong_settings_are_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="setting"), open_sink("p", wrong):
+        pass
