@@ -69,7 +69,7 @@ class _Run:
     files: int = 0
     unchanged: int = 0
     done: int = 0
-    bytes: int = 0
+    bytes_read: int = 0
 
     def __post_init__(self) -> None:
         self.batch = Batch(self.log, self.options)
@@ -117,7 +117,7 @@ class _Run:
             failed=(*self.failed, *batch.failed),
             notes=tuple(self.notes),
             events=batch.new + batch.changed + batch.deleted,
-            bytes=self.bytes,
+            bytes=self.bytes_read,
             seconds=seconds,
         )
 
@@ -147,7 +147,7 @@ class _Run:
         source = root.scan.source
         if reason := conflict(known, source.name):
             raise UnreadableFile(reason)
-        content = self._bytes(source.folder / path)
+        content = self._content(source.folder / path)
         digest = digest_of(content, path, self.options.prefix, version_of(path))
         if is_unchanged(known, digest):
             return None
@@ -157,7 +157,7 @@ class _Run:
         place = shown(source.folder / path)
         return Pending(place, name.stream, source.name, known, digest, data, meta, len(content))
 
-    def _bytes(self, place: Path) -> bytes:
+    def _content(self, place: Path) -> bytes:
         """The file's content. It may have gone, or grown, since it was seen."""
         limit = self.options.file_bytes_max
         try:
@@ -167,7 +167,7 @@ class _Run:
             raise UnreadableFile(error.strerror or str(error)) from error
         if len(content) > limit:
             raise UnreadableFile(f"more than {limit} bytes")
-        self.bytes += len(content)
+        self.bytes_read += len(content)
         return content
 
     def _note(self, place: Path, properties: Mapping[str, object]) -> None:

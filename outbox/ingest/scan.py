@@ -102,8 +102,8 @@ def shown(path: str | Path) -> str:
 
 
 def _source(given: str | Path) -> Source:
-    name, path = _split(given)
-    path = Path(os.path.abspath(path))  # noqa: PTH100  resolve() would take a link's target for the name
+    name, text = _split(given)
+    path = Path(os.path.abspath(text))  # noqa: PTH100  resolve() would take a link's target for the name
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
         if is_folder:

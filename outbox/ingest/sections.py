@@ -44,7 +44,7 @@ class Section:
     links: list[dict[str, Any]] = field(default_factory=list)
     """``contains`` first."""
 
-    def part(self, stream: str) -> dict[str, Any]:
+    def part(self) -> dict[str, Any]:
         """The section as a part of its document's event."""
         return {
             "key": self.key,

@@ -34,7 +34,7 @@ def read_text(source: bytes, stream: str, ext: str, *, path: str | None = None) 
     """
     path = stream.partition("/")[2] or stream if path is None else path
     content, replaced = _decode(source)
-    lines = content.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = _lines(content)
     kind = FORMATS.get(ext.lower(), "text")
     try:
         headings, addresses = _outline(lines, kind)
@@ -53,7 +53,7 @@ def read_text(source: bytes, stream: str, ext: str, *, path: str | None = None) 
         "properties": {"path": clean(path), "lines": len(lines), "format": kind}
         | ({"replaced": replaced} if replaced else {}),
         "links": top,
-        "parts": [section.part(stream) for section in sections],
+        "parts": [section.part() for section in sections],
     }
 
 
@@ -63,6 +63,12 @@ def _decode(source: bytes) -> tuple[str, int]:
     content = source.decode(encoding, errors="replace")
     own = source.decode(encoding, errors="ignore").count(REPLACEMENT)
     return content, content.count(REPLACEMENT) - own
+
+
+def _lines(content: str) -> list[str]:
+    """Not ``splitlines``: that also splits at form feeds and the like, which Markdown's line numbers do not."""
+    lines = content.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 def _outline(lines: Sequence[str], kind: str) -> tuple[list[Heading], list[markdown.Address]]:
