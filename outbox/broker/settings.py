@@ -45,6 +45,11 @@ class KafkaSettings:
     ``sasl.username``, ``sasl.password``, ``ssl.ca.location``, ``ssl.certificate.location``,
     ``ssl.key.location``, ``ssl.key.password``); others are passed through under the client's own names."""
 
+    @property
+    def timeout_ms(self) -> int:
+        """:attr:`timeout_s` for the protocol's fields, which are whole milliseconds."""
+        return max(1, round(self.timeout_s * 1000))
+
     def __post_init__(self) -> None:
         for name, allowed in (("client", get_args(Client)), ("compression", get_args(Compression))):
             if getattr(self, name) not in allowed:

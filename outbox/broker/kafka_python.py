@@ -1,0 +1,85 @@
+"""Kafka through kafka-python: pure Python, always installed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kafka import KafkaAdminClient, errors
+from kafka import TopicPartition as KafkaTopicPartition
+from kafka.protocol.consumer import IsolationLevel, OffsetSpec
+
+from outbox.broker.kafka_python_consumer import KafkaPythonConsumer
+from outbox.broker.kafka_python_errors import connection_options, translated
+from outbox.broker.kafka_python_producer import KafkaPythonProducer
+from outbox.broker.protocol import Consumer, Producer, Start, TopicPartition
+from outbox.broker.settings import KafkaSettings
+from outbox.broker.topics import TopicRefused, Topics
+from outbox.errors import BrokerError, OutboxError
+
+
+class KafkaPythonBroker:
+    """Kafka at ``settings.bootstrap``. Nothing is connected before it is used."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._admin_client: Any = None
+        self._topics = Topics(self._find, self._make)
+
+    def producer(self) -> Producer:
+        """A producer; it connects with the first publish, and again after a failed one."""
+        return KafkaPythonProducer(self._settings, self._topics)
+
+    def consumer(self, group: str, topics: Sequence[str], start: Start) -> Consumer:
+        """A member of ``group``. Raises :class:`~outbox.errors.BrokerUnavailable` or, for a topic that can
+        never be made, :class:`~outbox.errors.BrokerError`."""
+        try:
+            self._topics.ensure(topics)
+        except TopicRefused as error:
+            raise BrokerError(str(error)) from error
+        return KafkaPythonConsumer(self._settings, group, topics, start)
+
+    def ends(self, topics: Sequence[str]) -> Mapping[TopicPartition, int]:
+        """The end of every partition, as a reader of committed messages sees it."""
+        partitions = [KafkaTopicPartition(t, p) for t, count in self._find(topics).items() for p in range(count)]
+        if not partitions:
+            return {}
+        wanted = dict.fromkeys(partitions, OffsetSpec.LATEST)
+        found = self._asked(lambda admin: admin.list_partition_offsets(wanted, IsolationLevel.READ_COMMITTED))
+        return {TopicPartition(tp.topic, tp.partition): at.offset for tp, at in found.items()}
+
+    def close(self) -> None:
+        """Close the connection that looks after topics."""
+        admin, self._admin_client = self._admin_client, None
+        if admin is not None:
+            admin.close()
+
+    def _find(self, topics: Sequence[str]) -> dict[str, int]:
+        if not topics:
+            return {}
+        described = self._asked(lambda admin: admin.describe_topics(list(topics)))
+        return {topic["name"]: len(topic["partitions"]) for topic in described if not topic["error_code"]}
+
+    def _make(self, topics: Sequence[str]) -> None:
+        settings = self._settings
+        new = {
+            topic: {"num_partitions": settings.partitions, "replication_factor": settings.replication}
+            for topic in topics
+        }
+        made = self._asked(lambda admin: admin.create_topics(new, raise_errors=False))
+        for topic in made["topics"]:
+            error = errors.for_code(topic["error_code"])
+            if error not in (errors.NoError, errors.TopicAlreadyExistsError):
+                raise TopicRefused(topic["name"], topic["error_message"] or error.__name__)
+        self._asked(lambda admin: admin.wait_for_topics(list(topics), settings.timeout_ms))
+
+    def _asked(self, question: Any) -> Any:
+        """Ask the servers; after a failure the next question is asked over a new connection."""
+        try:
+            with translated(self._settings):
+                if self._admin_client is None:
+                    self._admin_client = KafkaAdminClient(**connection_options(self._settings))
+                return question(self._admin_client)
+        except OutboxError:
+            self.close()
+            raise
