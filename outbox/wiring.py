@@ -33,7 +33,7 @@ class WriteSide:
             from outbox.broker.local import LocalBroker
 
             return LocalBroker(self.dsn)
-        from outbox.broker import open_kafka
+        from outbox.broker.kafka import open_kafka
 
         return open_kafka(self.settings.kafka_settings())
 
