@@ -46,15 +46,34 @@ def _check_pair(old: SchemaVersion, new: SchemaVersion) -> None:
     except AvroException as error:
         raise SchemaError(f"{new.path}: not an Avro schema: {' '.join(str(error).split())[:300]}") from error
     if result.compatibility is not SchemaCompatibilityType.compatible:
-        raise SchemaError(_explained(old, new, result))
+        raise SchemaError(_explained(old, new, _unreadable_fields(reader, writer), result))
 
 
-def _explained(old: SchemaVersion, new: SchemaVersion, result: Any) -> str:
-    where = ", ".join(sorted(_field(new.source, location) for location in result.locations))
+def _unreadable_fields(reader: Any, writer: Any) -> list[str]:
+    """The event's fields that stand in the way, each with the path inside it where that is known."""
+    from avro.compatibility import (
+        ReaderWriterCompatibilityChecker,
+        SchemaCompatibilityType,
+        lookup_writer_field,
+    )
+
+    found: list[str] = []
+    for field in reader.fields:
+        written = lookup_writer_field(writer, field)
+        if written is None:
+            found += [] if field.has_default else [field.name]
+            continue
+        result = ReaderWriterCompatibilityChecker().get_compatibility(field.type, written.type)
+        if result.compatibility is not SchemaCompatibilityType.compatible:
+            found += sorted({_path(field.name, field.type.to_json(), location) for location in result.locations})
+    return found
+
+
+def _explained(old: SchemaVersion, new: SchemaVersion, fields: Sequence[str], result: Any) -> str:
     kind = result.incompatibilities[0].value
     return (
-        f"{new.path}: cannot read what {old.path.name} wrote: {where}: {kind.replace('_', ' ')} "
-        f"({'; '.join(sorted(result.messages))}): {_ADVICE.get(kind, _ADVICE_ELSE)}"
+        f"{new.path}: cannot read what {old.path.name} wrote: field {', '.join(fields) or '(the record itself)'}: "
+        f"{kind.replace('_', ' ')} ({'; '.join(sorted(result.messages))}): {_ADVICE.get(kind, _ADVICE_ELSE)}"
     )
 
 
@@ -67,18 +86,25 @@ _ADVICE = {
 _ADVICE_ELSE = "keep the old type (int may become long, float or double), or make this a new event type"
 
 
-def _field(schema: Any, location: str) -> str:
-    """``/fields/2/type/items`` as a field's path, ``links[]``."""
-    path = ""
+def _path(name: str, schema: Any, location: str) -> str:
+    """``/items/fields/2/type`` inside field ``links`` as ``links[].target``.
+
+    The checker forgets where it is inside a union, so there the field's name must do.
+    """
+    if _has_union(schema):
+        return name
     for step in location.strip("/").split("/"):
-        schema, path = _inner(schema, step, path)
-    return f"field {path.removeprefix('.')}" if path else "the record"
+        if isinstance(schema, dict) and step in schema:
+            name += "[]" if step in ("items", "values") else ""
+            schema = schema[step]
+        elif isinstance(schema, list) and step.isdigit():
+            schema = schema[int(step)]
+            name += f".{schema['name']}" if isinstance(schema, dict) else ""
+    return name
 
 
-def _inner(schema: Any, step: str, path: str) -> tuple[Any, str]:
-    if isinstance(schema, dict) and step in schema:
-        return schema[step], path + ("[]" if step in ("items", "values") else "")
-    if isinstance(schema, list) and step.isdigit() and int(step) < len(schema):
-        name = schema[int(step)]["name"] if isinstance(schema[int(step)], dict) and "type" in schema[int(step)] else ""
-        return schema[int(step)], f"{path}.{name}" if name else path
-    return schema, path
+def _has_union(schema: Any) -> bool:
+    if not isinstance(schema, dict):
+        return isinstance(schema, list)
+    inner = [schema[part] for part in ("type", "items", "values") if part in schema]
+    return any(map(_has_union, inner + [field["type"] for field in schema.get("fields", ())]))

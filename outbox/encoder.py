@@ -155,7 +155,7 @@ def record(name: str, plan: Sequence[tuple[str, Write, bytes | None]]) -> Write:
                     found += 1
                     write_field(value[field], out)
                 elif default is None:
-                    raise Refusal("is missing and has no default")  # noqa: TRY301
+                    raise Refusal("is missing and has no default")
                 else:
                     out += default
         except Refusal as refusal:
@@ -169,7 +169,7 @@ def record(name: str, plan: Sequence[tuple[str, Write, bytes | None]]) -> Write:
 def _unknown_field(name: str, value: Mapping[Any, Any], fields: Sequence[str]) -> Refusal:
     extra = next(key for key in value if key not in fields)
     known = ", ".join(fields[:12]) + (", ..." if len(fields) > 12 else "")
-    return Refusal(f"is not a field of {name}, which has {known or 'none'}").at(_key(extra))
+    return Refusal(f"is not a field of {name}, which has {known or 'none'}").at(extra)
 
 
 def array(write_item: Write) -> Write:
@@ -210,7 +210,7 @@ def map_of(write_value: Write) -> Write:
                     write_key(key, out)
                     write_value(item, out)
             except Refusal as refusal:
-                raise refusal.at(_key(key)) from refusal.__cause__
+                raise refusal.at(key) from refusal.__cause__
             if len(out) > out.size_max:
                 raise too_large(out)
         out += b"\x00"
@@ -300,10 +300,6 @@ def too_large(out: Output) -> Refusal:
     return Refusal(
         f"is larger than {out.size_max:,} bytes when encoded: keep large content elsewhere, and its key here"
     )
-
-
-def _key(key: Any) -> str:
-    return key if isinstance(key, str) else repr(key)
 
 
 def _label(branch: Any) -> str:

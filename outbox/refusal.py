@@ -7,9 +7,6 @@ from typing import Final
 KEY_SHOWN_MAX: Final = 40
 """Characters of a map's key shown in a path; more would make the error longer than a line."""
 
-Step = str | int
-"""A field's name or map's key, or an item's index."""
-
 
 class Refusal(Exception):
     """Raised by the encoder at the value that is wrong; each level it passes through adds its step.
@@ -20,10 +17,10 @@ class Refusal(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-        self._inner_first: list[Step] = []
+        self._inner_first: list[object] = []
 
-    def at(self, step: Step) -> Refusal:
-        """This refusal, one level further out."""
+    def at(self, step: object) -> Refusal:
+        """This refusal, one level further out: a field's name, a map's key or an item's index."""
         self._inner_first.append(step)
         return self
 
@@ -38,13 +35,14 @@ class Refusal(Exception):
         return "".join(map(_step, reversed(self._inner_first))).removeprefix(".") or None
 
 
-def _step(step: Step) -> str:
-    if isinstance(step, int):
-        return f"[{step}]"
-    if step.isidentifier() and len(step) <= KEY_SHOWN_MAX and step.isascii():
+def _step(step: object) -> str:
+    if isinstance(step, str) and step.isidentifier() and len(step) <= KEY_SHOWN_MAX and step.isascii():
         return f".{step}"
     return f"[{_shown(step)}]"
 
 
-def _shown(key: str) -> str:
-    return ascii(key) if len(key) <= KEY_SHOWN_MAX else ascii(key[:KEY_SHOWN_MAX]) + "..."
+def _shown(step: object) -> str:
+    if isinstance(step, str):
+        return ascii(step) if len(step) <= KEY_SHOWN_MAX else ascii(step[:KEY_SHOWN_MAX]) + "..."
+    # Any other key is an error in itself; only a small number is sure to have a short text.
+    return str(step) if isinstance(step, int) and abs(step) < 2**63 else type(step).__name__
