@@ -21,7 +21,7 @@ import orjson
 
 from outbox.errors import RecordsRefused
 from projectors.record import Change, Edge, Node, Stored, digest
-from projectors.sinks.ladybug_graph import Session, open_session
+from projectors.sinks.ladybug_graph import Session, open_session, storable
 
 TRANSACTION_NODES: Final = 2_000
 TRANSACTION_EDGES: Final = 20_000
@@ -143,7 +143,7 @@ class LadybugSink:
             yield _stored(nodes, edges)
 
     def _pages_of(self, generation: str, keys: Sequence[str]) -> Iterator[list[Stored]]:
-        for part in _parts([key for key in dict.fromkeys(keys) if _storable(key)], STATEMENT_ROWS):
+        for part in _parts([key for key in dict.fromkeys(keys) if storable(key)], STATEMENT_ROWS):
             with self._session.reading():
                 nodes = self._session.rows(_NODES_OF, generation, keys=part)
                 owners = [row[0] for row in nodes if row[6]]
@@ -202,10 +202,6 @@ def _encodable(row: dict[str, str]) -> dict[str, str]:
     for text in row.values():
         text.encode()
     return row
-
-
-def _storable(key: str) -> bool:
-    return not any("\ud800" <= c <= "\udfff" for c in key)
 
 
 def _json(properties: Mapping[str, Any]) -> str:

@@ -7,5 +7,6 @@ STORES = (
         entry="ladybug",
         kinds=(Node,),
         settings=lambda address, folder: {"path": str(folder / "graph")},
+        concurrent=True,  # within a process
     ),
 )
