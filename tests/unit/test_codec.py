@@ -158,7 +158,7 @@ def test_a_long_key_is_shortened_in_the_path(registry):
     assert len(str(error)) < 300
 
 
-@pytest.mark.parametrize("key", [10**5000, object(), ("a", "b")])
+@pytest.mark.parametrize("key", [10**5000, object(), ("a", "b")], ids=["huge", "object", "tuple"])
 def test_a_key_that_has_no_short_text_is_named_by_its_type(registry, key):
     assert refused(registry, "entity.upserted", {**UPSERTED, key: 1}).field == f"[{type(key).__name__}]"
 

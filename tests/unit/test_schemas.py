@@ -72,7 +72,15 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["placed.avsc", "order.placed.v0.avsc", "order.placed.v01.avsc", "1order.v1.avsc", "order..x.v1.avsc", "ordér.v1.avsc"]
+    "name",
+    [
+        "placed.avsc",
+        "order.placed.v0.avsc",
+        "order.placed.v01.avsc",
+        "1order.v1.avsc",
+        "order..x.v1.avsc",
+        "ordér.v1.avsc",
+    ],
 )
 def test_a_file_with_another_kind_of_name_is_refused(tmp_path, name):
     path = write(tmp_path, name, PLACED)
