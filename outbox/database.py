@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
-from psycopg import sql
+from psycopg import conninfo, sql
 
 from outbox.errors import DatabaseError
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-CONNECT_TIMEOUT_S: Final = 10
-"""Long enough for a busy server, short enough for a person who mistyped a host."""
+DEFAULTS: Final[Mapping[str, str | int]] = {
+    "connect_timeout": 10,  # long enough for a busy server, short enough for a person who mistyped a host
+    # A server that vanished without a word is noticed in about half a minute, not in TCP's two hours.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+    "application_name": "outbox",
+}
+"""libpq's settings where the DSN says nothing."""
 
-NEEDED = ("event", "outbox", "relay_cursor", "checkpoint", "dead_letter")
+NEEDED: Final = ("event", "outbox", "relay_cursor", "checkpoint", "dead_letter")
 
 
 def connect(dsn: str, *, autocommit: bool = True, **settings: str) -> Connection:
@@ -25,24 +33,32 @@ def connect(dsn: str, *, autocommit: bool = True, **settings: str) -> Connection
     Raises :class:`~outbox.errors.DatabaseError` with one line if the server cannot be reached.
     """
     try:
-        connection = psycopg.connect(dsn, autocommit=autocommit, connect_timeout=CONNECT_TIMEOUT_S)
+        connection = psycopg.connect(_with_defaults(dsn), autocommit=autocommit)
+    except (psycopg.Error, UnicodeError, ValueError) as error:
+        raise unreachable(dsn, error) from error
+    try:
         for name, value in settings.items():
             connection.execute(sql.SQL("SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
-    except (psycopg.Error, UnicodeError) as error:
-        raise unreachable(dsn, error) from error
+        if not autocommit:
+            connection.commit()
+    except psycopg.Error as error:
+        connection.close()
+        raise DatabaseError(f"PostgreSQL refused a setting: {first_line(error)}") from error
     return connection
 
 
 @contextmanager
 def connected(dsn: str, **settings: str) -> Iterator[Connection]:
     """:func:`connect`, closed at the end; a connection lost in between raises ``DatabaseError``."""
-    connection = connect(dsn, **settings)
+    connection = connect(dsn, autocommit=True, **settings)
     try:
         yield connection
-    except psycopg.errors.UndefinedTable as error:
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
         raise not_migrated(error) from error
     except psycopg.OperationalError as error:
-        raise unreachable(dsn, error) from error
+        if not connection.broken:
+            raise
+        raise DatabaseError(f"PostgreSQL at {_address(dsn)} broke the connection: {first_line(error)}") from error
     finally:
         connection.close()
 
@@ -71,9 +87,14 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
+def _with_defaults(dsn: str) -> str:
+    given = conninfo.conninfo_to_dict(dsn)
+    return conninfo.make_conninfo(dsn, **{name: value for name, value in DEFAULTS.items() if name not in given})
+
+
 def _address(dsn: str) -> str:
     try:
-        parts = psycopg.conninfo.conninfo_to_dict(dsn)
-    except psycopg.Error:
+        parts = conninfo.conninfo_to_dict(dsn)
+    except (psycopg.Error, UnicodeError, ValueError):
         return "the given address"
     return f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"

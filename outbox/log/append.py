@@ -1,7 +1,8 @@
 """Appending inside the transaction the caller already has open.
 
 ``append`` takes whatever a Python service holds; ``append_async`` the same for asyncio. Neither opens a
-connection, begins, commits or rolls back: that stays the caller's.
+connection, begins, commits or rolls back: that stays the caller's. What the caller has set on the connection
+(row factory, cursor factory, pipeline mode, prepared statements) neither matters nor changes.
 
 =====================================================  ==================
 psycopg ``Connection``                                 ``append``
@@ -10,6 +11,12 @@ SQLAlchemy ``Connection``, ``Session``                 ``append``
 SQLAlchemy ``AsyncConnection``, ``AsyncSession``       ``append_async``
 Django's ``connection`` (``django.db.connection``)     ``append``
 =====================================================  ==================
+
+Isolation: under READ COMMITTED an appender that loses a race sees the winner and gets the answer that is true
+then. Under REPEATABLE READ and SERIALIZABLE it cannot see the winner, so PostgreSQL refuses it with a
+serialization failure, which is the driver's own error and ends the transaction: run the whole of it again, as
+with any other statement at these levels. So do deadlocks, which two transactions that append to the same
+streams in opposite order can make.
 """
 
 from __future__ import annotations
@@ -20,8 +27,10 @@ from functools import cache
 from typing import Any, Final
 
 import psycopg
+from psycopg.rows import tuple_row
 
 from outbox.codec import Registry, default_registry
+from outbox.database import first_line
 from outbox.errors import DatabaseError
 from outbox.event import NewEvent
 from outbox.log.statement import (
@@ -39,6 +48,12 @@ Execute = Callable[[Any, Statement], Any]
 
 _NAME: Final = re.compile(r":(\w+)")
 
+_BINARY: Final = frozenset({"ids", "data", "payload"})
+"""Parameters that psycopg sends in PostgreSQL's binary form: bytes as hexadecimal text are twice as long."""
+
+_NOT_MIGRATED: Final = frozenset({"3F000", "42P01", "42883"})
+"""SQLSTATEs of a schema, a table and a function that do not exist."""
+
 
 def append(
     connection: Any,
@@ -52,10 +67,12 @@ def append(
 
     The same event ids again, with the same expected version, give the positions they already have.
     Raises :class:`~outbox.errors.VersionConflict` or :class:`~outbox.errors.DuplicateEvent` (nothing is
-    written and the transaction goes on) and :class:`~outbox.errors.InvalidEvent` (before any SQL).
+    written and the transaction goes on), :class:`~outbox.errors.InvalidEvent` (before any SQL) and
+    :class:`~outbox.errors.DatabaseError` for a connection it cannot use or a database that has not been
+    migrated. Whatever else the database refuses is the driver's own error.
     """
     statement = append_statement(stream, expected, _many(events), registry or default_registry())
-    return read_append(statement, _adapter(type(connection), False)(connection, statement))
+    return read_append(statement, _run(connection, statement))
 
 
 async def append_async(
@@ -68,38 +85,77 @@ async def append_async(
 ) -> Appended:
     """:func:`append` for asyncio connections."""
     statement = append_statement(stream, expected, _many(events), registry or default_registry())
-    return read_append(statement, await _adapter(type(connection), True)(connection, statement))
+    return read_append(statement, await _run_async(connection, statement))
 
 
 def send(
     connection: Any, topic: str, key: str, payload: bytes | None, headers: Mapping[str, str] | None = None
 ) -> Token:
-    """Hand a plain message (no event, nothing in the log) to the relay, in the caller's transaction."""
-    statement = send_statement(topic, key, payload, headers)
-    return Token(int(_adapter(type(connection), False)(connection, statement)[0]))
+    """Hand a plain message (no event, nothing in the log) to the relay, in the caller's transaction.
+
+    ``topic`` is the whole name: the relay's prefix is for events. Raises as :func:`append` does.
+    """
+    return Token(int(_run(connection, send_statement(topic, key, payload, headers))[0]))
 
 
 async def send_async(
     connection: Any, topic: str, key: str, payload: bytes | None, headers: Mapping[str, str] | None = None
 ) -> Token:
     """:func:`send` for asyncio connections."""
-    statement = send_statement(topic, key, payload, headers)
-    return Token(int((await _adapter(type(connection), True)(connection, statement))[0]))
+    return Token(int((await _run_async(connection, send_statement(topic, key, payload, headers)))[0]))
 
 
 def _many(events: Sequence[NewEvent] | NewEvent) -> Sequence[NewEvent]:
     return (events,) if isinstance(events, NewEvent) else events
 
 
+def _run(connection: Any, statement: Statement) -> Any:
+    adapter = _adapter(type(connection), False)
+    try:
+        return adapter(connection, statement)
+    except Exception as error:
+        _explain(error)
+        raise
+
+
+async def _run_async(connection: Any, statement: Statement) -> Any:
+    adapter = _adapter(type(connection), True)
+    try:
+        return await adapter(connection, statement)
+    except Exception as error:
+        _explain(error)
+        raise
+
+
+def _explain(error: Exception) -> None:
+    """Raise :class:`~outbox.errors.DatabaseError` if the error says that our tables are missing."""
+    if _sqlstate(error) in _NOT_MIGRATED:
+        raise DatabaseError(
+            f"this database has no outbox tables: run `outbox migrate` first ({first_line(error)})"
+        ) from error
+
+
+def _sqlstate(error: BaseException | None) -> str | None:
+    """The SQLSTATE, wherever the driver or what wraps it keeps it (``orig``: SQLAlchemy; the cause: Django)."""
+    while error is not None:
+        found = getattr(error, "sqlstate", None)
+        if found:
+            return str(found)
+        error = getattr(error, "orig", None) or error.__cause__
+    return None
+
+
 # ------------------------------------------------------------------ adapters
 
 
 def _psycopg(connection: Any, statement: Statement) -> Any:
-    return connection.execute(_percent(statement.sql), statement.values).fetchone()
+    cursor = psycopg.Cursor(connection, row_factory=tuple_row)
+    return cursor.execute(_percent(statement.sql, _BINARY), statement.values).fetchone()
 
 
 async def _psycopg_async(connection: Any, statement: Statement) -> Any:
-    return await (await connection.execute(_percent(statement.sql), statement.values)).fetchone()
+    cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
+    return await (await cursor.execute(_percent(statement.sql, _BINARY), statement.values)).fetchone()
 
 
 def _sqlalchemy(connection: Any, statement: Statement) -> Any:
@@ -111,45 +167,52 @@ async def _sqlalchemy_async(connection: Any, statement: Statement) -> Any:
 
 
 def _django(connection: Any, statement: Statement) -> Any:
+    if connection.vendor != "postgresql":
+        raise DatabaseError(f"append needs PostgreSQL; this Django connection is to {connection.vendor}")
     with connection.cursor() as cursor:
         cursor.execute(_percent(statement.sql), statement.values)
         return cursor.fetchone()
 
 
-@cache
 def _adapter(kind: type, asynchronous: bool) -> Execute:
     """The adapter for a connection's class. Looked up by name: no driver is imported for it."""
     if issubclass(kind, psycopg.AsyncConnection if asynchronous else psycopg.Connection):
         return _psycopg_async if asynchronous else _psycopg
     names = {f"{c.__module__.partition('.')[0]}.{c.__name__}" for c in kind.__mro__}
-    known: dict[str, Execute] = (
-        {"sqlalchemy.AsyncConnection": _sqlalchemy_async, "sqlalchemy.AsyncSession": _sqlalchemy_async}
-        if asynchronous
-        else {
-            "sqlalchemy.Connection": _sqlalchemy,
-            "sqlalchemy.Session": _sqlalchemy,
-            "sqlalchemy.scoped_session": _sqlalchemy,
-            "django.ConnectionProxy": _django,
-            "django.BaseDatabaseWrapper": _django,
-        }
-    )
-    for name, adapter in known.items():
+    for name, adapter in (_ASYNCHRONOUS if asynchronous else _SYNCHRONOUS).items():
         if name in names:
             return adapter
-    word = "append_async" if asynchronous else "append"
+    word, other = ("append_async", "append") if asynchronous else ("append", "append_async")
     raise DatabaseError(
         f"{word} cannot use a {kind.__module__}.{kind.__qualname__}: give it a psycopg, SQLAlchemy or Django connection"
-        f" ({'append' if asynchronous else 'append_async'} takes {'sync' if asynchronous else 'async'} ones)"
+        f" ({other} takes {'synchronous' if asynchronous else 'asyncio'} ones)"
     )
+
+
+_SYNCHRONOUS: Final[Mapping[str, Execute]] = {
+    "sqlalchemy.Connection": _sqlalchemy,
+    "sqlalchemy.Session": _sqlalchemy,
+    "sqlalchemy.scoped_session": _sqlalchemy,
+    "django.ConnectionProxy": _django,
+    "django.BaseDatabaseWrapper": _django,
+}
+_ASYNCHRONOUS: Final[Mapping[str, Execute]] = {
+    "sqlalchemy.AsyncConnection": _sqlalchemy_async,
+    "sqlalchemy.AsyncSession": _sqlalchemy_async,
+    "sqlalchemy.async_scoped_session": _sqlalchemy_async,
+}
 
 
 @cache
-def _percent(text: str) -> str:
-    return _NAME.sub(r"%(\1)s", text)
+def _percent(text: str, binary: frozenset[str] = frozenset()) -> str:
+    return _NAME.sub(lambda m: f"%({m[1]}){'b' if m[1] in binary else 's'}", text)
 
 
 @cache
 def _text(text: str) -> Any:
+    from sqlalchemy import BigInteger, bindparam
     from sqlalchemy import text as sqlalchemy_text
 
-    return sqlalchemy_text(text)
+    clause = sqlalchemy_text(text)
+    # Left to guess, SQLAlchemy casts every int to INTEGER, which a version may outgrow.
+    return clause.bindparams(bindparam("expected", type_=BigInteger)) if ":expected" in text else clause

@@ -6,6 +6,8 @@ and async) and Django without a second copy of the rules.
 
 from __future__ import annotations
 
+import math
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,22 +15,28 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from outbox.codec import Registry
+from outbox.codec import SIZE_MAX, Registry
 from outbox.errors import DuplicateEvent, InvalidEvent, VersionConflict
-from outbox.event import NewEvent, check_stream
+from outbox.event import STREAM_LENGTH_MAX, NewEvent, check_stream
 
 Expected = int | Literal["any", "exists", "none"]
 """The version a stream must have: a number (0: it must not exist yet), or a word."""
 
-APPEND: Final = "SELECT status, version, positions, xid FROM outbox.append(:stream, :expected, :types, :ids, :data, :meta)"
+APPEND: Final = (
+    "SELECT status, version, positions, xid FROM outbox.append(:stream, :expected, :types, :ids, :data, :meta)"
+)
 SEND: Final = (
     "INSERT INTO outbox.outbox (topic, key, headers, payload)"
     " VALUES (:topic, :key, CAST(:headers AS jsonb), :payload) RETURNING CAST(xid AS text)"
 )
-PARAMETERS: Final = {"append": ("stream", "expected", "types", "ids", "data", "meta"), "send": ("topic", "key", "headers", "payload")}
 
 BATCH_MAX: Final = 10_000
 """Events in one append; more than that is a bulk load."""
+
+BATCH_BYTES_MAX: Final = 128 * 1024 * 1024
+"""Encoded data of one append; PostgreSQL takes 1 GiB in one message, and hexadecimal doubles it."""
+
+VERSION_MAX: Final = 2**63 - 1
 
 META_BYTES_MAX: Final = 65_536
 TOPIC_LENGTH_MAX: Final = 249
@@ -76,20 +84,35 @@ def append_statement(stream: str, expected: Expected, events: Sequence[NewEvent]
         raise InvalidEvent("an append needs at least one event")
     if len(events) > BATCH_MAX:
         raise InvalidEvent(f"{len(events)} events in one append, at most {BATCH_MAX}: use the bulk load")
-    ids = [e.id for e in events]
-    if len(set(ids)) < len(ids):
-        raise InvalidEvent("an event id stands twice in the batch", "id")
     return Statement(
         APPEND,
         {
             "stream": check_stream(stream),
             "expected": expected_number(expected),
+            "ids": check_ids(events),
             "types": [e.type for e in events],
-            "ids": ids,
-            "data": [registry.encode(e.type, e.data) for e in events],
+            "data": _bounded([registry.encode(e.type, e.data) for e in events]),
             "meta": [encode_meta(e.meta) for e in events],
         },
     )
+
+
+def check_ids(events: Sequence[NewEvent]) -> list[uuid.UUID]:
+    """The events' ids; raises :class:`~outbox.errors.InvalidEvent` if one is no UUID or stands twice."""
+    ids = [e.id for e in events]
+    for id_ in ids:
+        if not isinstance(id_, uuid.UUID):
+            raise InvalidEvent(f"event id {id_!r} is not a uuid.UUID", "id")
+    if len(set(ids)) < len(ids):
+        raise InvalidEvent("an event id stands twice in the batch", "id")
+    return ids
+
+
+def _bounded(data: list[bytes]) -> list[bytes]:
+    total = sum(map(len, data))
+    if total > BATCH_BYTES_MAX:
+        raise InvalidEvent(f"{total} bytes in one append, at most {BATCH_BYTES_MAX}: append in several batches")
+    return data
 
 
 def read_append(statement: Statement, row: Sequence[Any]) -> Appended:
@@ -97,7 +120,7 @@ def read_append(statement: Statement, row: Sequence[Any]) -> Appended:
     status, version, positions, xid = row
     stream, ids = statement.values["stream"], statement.values["ids"]
     if status == "conflict":
-        raise VersionConflict(stream, _spoken(statement.values["expected"]), version)
+        raise VersionConflict(stream, spoken(statement.values["expected"]), version)
     if status == "duplicate":
         raise DuplicateEvent(stream)
     return Appended(stream, version, tuple(positions), tuple(ids), Token(int(xid)), status == "repeated")
@@ -105,21 +128,56 @@ def read_append(statement: Statement, row: Sequence[Any]) -> Appended:
 
 def send_statement(topic: str, key: str, payload: bytes | None, headers: Mapping[str, str] | None = None) -> Statement:
     """A plain message without an event: it goes to the topic as it is, and leaves no trace in the log."""
-    if not topic or len(topic) > TOPIC_LENGTH_MAX or not all(c.isascii() and (c.isalnum() or c in "._-") for c in topic):
+    return Statement(
+        SEND,
+        {"topic": _topic(topic), "key": _key(key), "headers": encode_meta(headers or {}), "payload": _payload(payload)},
+    )
+
+
+def _topic(topic: str) -> str:
+    if not re.fullmatch(rf"[A-Za-z0-9._-]{{1,{TOPIC_LENGTH_MAX}}}", topic) or topic in {".", ".."}:
         raise InvalidEvent(f"topic {topic!r}: 1 to {TOPIC_LENGTH_MAX} letters, digits, '.', '_' or '-'", "topic")
-    if "\x00" in key:
-        raise InvalidEvent("a key cannot hold NUL", "key")
-    return Statement(SEND, {"topic": topic, "key": key, "headers": encode_meta(headers or {}), "payload": payload})
+    return topic
+
+
+def _key(key: str) -> str:
+    if len(key) > STREAM_LENGTH_MAX:
+        raise InvalidEvent(f"a key of {len(key)} characters is longer than {STREAM_LENGTH_MAX}", "key")
+    if "\x00" in key or not _is_unicode(key):
+        raise InvalidEvent("a key cannot hold NUL or a lone surrogate", "key")
+    return key
+
+
+def _payload(payload: bytes | None) -> bytes | None:
+    if payload is not None and not isinstance(payload, bytes):
+        raise InvalidEvent(f"a payload is bytes or None, not {type(payload).__name__}", "payload")
+    if payload is not None and len(payload) > SIZE_MAX:
+        raise InvalidEvent(f"a payload of {len(payload)} bytes is larger than {SIZE_MAX}", "payload")
+    return payload
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def expected_number(expected: Expected) -> int:
     """The number that stands for an expected version in SQL."""
-    if isinstance(expected, bool) or not isinstance(expected, int | str):
-        raise InvalidEvent(f"expected version {expected!r} is neither a number nor 'any', 'exists' or 'none'", "expected")
-    number = _WORDS.get(expected) if isinstance(expected, str) else expected
-    if number is None or (not isinstance(expected, str) and number < 0):
-        raise InvalidEvent(f"expected version {expected!r} is none of: 0, 1, 2, ..., 'any', 'exists', 'none'", "expected")
-    return number
+    if isinstance(expected, str) and expected in _WORDS:
+        return _WORDS[expected]
+    if not isinstance(expected, int) or isinstance(expected, bool) or not 0 <= expected <= VERSION_MAX:
+        raise InvalidEvent(
+            f"expected version {expected!r} is none of 0, 1, 2, ..., 'any', 'exists', 'none'", "expected"
+        )
+    return expected
+
+
+def spoken(expected: int) -> str:
+    """The word or number a user would say for what :func:`expected_number` gives."""
+    return {0: "none", -1: "any", -2: "exists"}.get(expected, str(expected))
 
 
 def encode_meta(meta: Mapping[str, Any]) -> str:
@@ -127,15 +185,28 @@ def encode_meta(meta: Mapping[str, Any]) -> str:
     if not meta:
         return "{}"
     try:
-        text = orjson.dumps(meta, option=orjson.OPT_NON_STR_KEYS).decode()
-    except (TypeError, ValueError) as error:
+        text = orjson.dumps(dict(meta)).decode()
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidEvent(f"meta cannot be written as JSON: {error}", "meta") from error
-    if "\\u0000" in text:
-        raise InvalidEvent("meta holds a NUL character", "meta")
     if len(text) > META_BYTES_MAX:
         raise InvalidEvent(f"meta of {len(text)} characters is longer than {META_BYTES_MAX}", "meta")
+    if "null" in text or "\\u0000" in text:  # what might hide a NaN (orjson writes null) or a NUL; both are rare
+        _check_plain(meta, "meta")
     return text
 
 
-def _spoken(expected: int) -> str:
-    return {0: "none", -1: "any", -2: "exists"}.get(expected, str(expected))
+def _check_plain(value: Any, field: str) -> None:
+    match value:
+        case str():
+            if "\x00" in value:
+                raise InvalidEvent(f"{field} holds a NUL character", field)
+        case float():
+            if not math.isfinite(value):
+                raise InvalidEvent(f"{field} is {value}, which JSON cannot hold", field)
+        case Mapping():
+            for name, item in value.items():
+                _check_plain(name, field)
+                _check_plain(item, f"{field}.{name}")
+        case list() | tuple():
+            for n, item in enumerate(value):
+                _check_plain(item, f"{field}[{n}]")

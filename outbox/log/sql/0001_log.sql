@@ -35,7 +35,8 @@ CREATE OR REPLACE TRIGGER append_only_all BEFORE TRUNCATE ON outbox.event
 
 -- ------------------------------------------------------------- the outbox
 -- A ring of 16 parts of 131,072 rows each (about 12 MB a part). Rows are only inserted; a part whose rows
--- are all published is truncated. Truncating locks that part alone, never the producers' current one.
+-- are all published (by every relay that has a cursor) is truncated. Truncating locks that part alone, never the
+-- producers' current one. When all parts are in use the ring goes round and parts grow: nothing is overwritten.
 -- No primary key: seq comes from one sequence, and a unique index would cost every producer.
 CREATE SEQUENCE IF NOT EXISTS outbox.outbox_seq;
 CREATE TABLE IF NOT EXISTS outbox.outbox (
@@ -94,6 +95,7 @@ CREATE TABLE IF NOT EXISTS outbox.parked (
     headers  jsonb,
     payload  bytea,
     reason   text        NOT NULL,
+    retry    boolean     NOT NULL DEFAULT false,    -- somebody asked the relay to try it again
     at       timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (relay, topic, key, seq)
 );

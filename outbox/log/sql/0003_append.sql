@@ -43,9 +43,7 @@ CREATE OR REPLACE FUNCTION outbox.append(
 DECLARE
     base  bigint;
     fits  boolean;
-    found_streams text[];
-    found_ids uuid[];
-    found_last bigint;
+    found record;
 BEGIN
     xid := pg_current_xact_id()::text;
     LOOP
@@ -67,18 +65,20 @@ BEGIN
             RETURN;
         END IF;
         -- Not written: said before, said elsewhere, a conflict, or a race that was lost.
-        SELECT array_agg(DISTINCT e.stream), array_agg(e.id ORDER BY e.version),
-               array_agg(e.position ORDER BY e.version), max(e.version)
-        INTO found_streams, found_ids, positions, found_last
-        FROM outbox.event e WHERE e.id = ANY (p_ids);
-        IF found_ids = p_ids AND found_streams = ARRAY[p_stream]
-           AND (p_expected < 0 OR found_last = p_expected + cardinality(p_ids)) THEN
+        SELECT count(DISTINCT e.stream) AS streams, min(e.stream) AS stream, array_agg(e.id ORDER BY e.version) AS ids,
+               array_agg(e.position ORDER BY e.version) AS positions, min(e.version) AS first, max(e.version) AS last,
+               (array_agg(e.xid ORDER BY e.xid DESC))[1] AS xid
+        INTO found FROM outbox.event e WHERE e.id = ANY (p_ids);
+        IF found.ids = p_ids AND found.streams = 1 AND found.stream = p_stream
+           AND found.last - found.first + 1 = cardinality(p_ids)
+           AND (p_expected < 0 OR found.first = p_expected + 1) THEN
             status := 'repeated';
-            version := found_last;
+            version := found.last;
+            positions := found.positions;
+            -- Whoever waits for this must wait for the transaction that wrote the events, which may be the later one.
+            xid := greatest(xid::xid8, found.xid)::text;
             RETURN;
-        END IF;
-        positions := NULL;
-        IF found_ids IS NOT NULL THEN
+        ELSIF found.ids IS NOT NULL THEN
             status := 'duplicate';
             version := base;
             RETURN;
@@ -86,6 +86,10 @@ BEGIN
             status := 'conflict';
             version := base;
             RETURN;
+        ELSIF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
+            -- The winner is outside this transaction's snapshot: looking again would never end.
+            RAISE EXCEPTION 'could not serialize access due to a concurrent append'
+                USING ERRCODE = 'serialization_failure';
         END IF;
     END LOOP;
 END $$;
