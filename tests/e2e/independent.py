@@ -175,7 +175,9 @@ def plain_runs(source: bytes) -> int:
     count, place = 0, 0
     while begin := re.compile(r"[^\n]*\S[^\n]*").search(body, place):
         count += 1
-        soft = re.compile(r"^[^\S\n]*$", re.MULTILINE).search(body, body.find("\n", begin.start() + 1999) + 1 or len(body))
+        soft = re.compile(r"^[^\S\n]*$", re.MULTILINE).search(
+            body, body.find("\n", begin.start() + 1999) + 1 or len(body)
+        )
         hard = body.find("\n", begin.start() + 3999) + 1 or len(body)
         if body.find("\n", begin.start() + 1999) < 0:
             break
