@@ -121,7 +121,7 @@ class ConfluentConsumer:
     def _note(self, message: Any) -> bool:
         """Act on an event that came in a message's place. Never raises: the others of the batch must get out."""
         error, codes = message.error(), self._library.KafkaError
-        if error.code() == codes._AUTO_OFFSET_RESET:
+        if error.code() == codes._AUTO_OFFSET_RESET:  # noqa: SLF001 - its public name in librdkafka
             self._restart(message)
         elif error.code() in (codes.TOPIC_AUTHORIZATION_FAILED, codes.GROUP_AUTHORIZATION_FAILED):
             self._failure = BrokerError(f"Kafka at {self._settings.bootstrap} refuses: {error.str()}")
@@ -168,7 +168,7 @@ class ConfluentConsumer:
         codes = self._library.KafkaError
         if error.fatal():
             self._failure = unavailable(self._settings, error.str())
-        elif error.code() in (codes._ALL_BROKERS_DOWN, codes._AUTHENTICATION):
+        elif error.code() in (codes._ALL_BROKERS_DOWN, codes._AUTHENTICATION):  # noqa: SLF001 - as above
             self._down = error.str()
 
     def _raise_if_failed(self) -> None:

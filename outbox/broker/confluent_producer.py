@@ -115,9 +115,7 @@ class ConfluentProducer:
             try:
                 key = message.key.encode()
                 number = murmur2(key, partitions[topic])
-                lane = lanes.get((topic, number))
-                if lane is None:
-                    lane = lanes[topic, number] = Lane(TopicPartition(topic, number))
+                lane = lanes.get((topic, number)) or self._lane(lanes, topic, number)
                 send(topic, message.value, key, number, lane.report, headers=[*message.headers])
             except BufferError:
                 self._send_when_room(message, number, lane, until)
@@ -125,6 +123,11 @@ class ConfluentProducer:
                 return sent, self._client_refusal(error, message, index)
             sent.append(lane)
         return sent, None
+
+    @staticmethod
+    def _lane(lanes: dict[tuple[str, int], Lane], topic: str, number: int) -> Lane:
+        lane = lanes[topic, number] = Lane(TopicPartition(topic, number))
+        return lane
 
     def _send_when_room(self, message: Message, number: int, lane: Lane, until: float) -> None:
         while time.monotonic() < until:

@@ -1,0 +1,185 @@
+"""Publishing to the local broker."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from zlib import crc32
+
+import orjson
+import psycopg
+
+from outbox.broker.local_link import CHANNEL, Connection, Link
+from outbox.broker.local_settings import PART_MESSAGES, LocalSettings
+from outbox.broker.local_topics import Topic, ensure_topics
+from outbox.broker.local_trim import trim
+from outbox.broker.protocol import Message, TopicPartition
+from outbox.broker.topics import TOPICS_KNOWN_MAX, TopicRefused, encode_key, first_refused
+from outbox.errors import MessageRefused
+
+CHUNK_MESSAGES: Final = 10_000
+CHUNK_BYTES: Final = 32 * 1024 * 1024
+"""One statement carries at most this; a message above it goes alone."""
+
+TRIM_EVERY_MESSAGES: Final = PART_MESSAGES // 8
+
+# Partitions are locked in one order by all publishers, so that none waits in a circle.
+PUBLISH: Final = """
+WITH wanted AS (
+    SELECT * FROM unnest(%b::int[], %b::int[], %b::bigint[]) AS w (topic_id, partition, messages)
+), locked AS (
+    SELECT p.topic_id, p.partition, w.messages
+    FROM outbox.broker_partition p JOIN wanted w USING (topic_id, partition)
+    ORDER BY p.topic_id, p.partition FOR NO KEY UPDATE OF p
+), moved AS (
+    UPDATE outbox.broker_partition p SET next_offset = p.next_offset + l.messages
+    FROM locked l WHERE p.topic_id = l.topic_id AND p.partition = l.partition
+    RETURNING p.topic_id, p.partition, p.next_offset - l.messages AS base
+), put AS (
+    INSERT INTO outbox.broker_message (topic_id, partition, "offset", key, value, headers)
+    SELECT m.topic_id, m.partition, moved.base + m.rank, m.key, m.value, m.headers
+    FROM unnest(%b::int[], %b::int[], %b::bigint[], %b::bytea[], %b::bytea[], %b::bytea[])
+         AS m (topic_id, partition, rank, key, value, headers)
+    JOIN moved USING (topic_id, partition)
+)
+SELECT topic_id, partition, base, pg_notify(%s, '') FROM moved
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A message on its way: where it goes, and the ``rank``-th of its statement for that partition."""
+
+    topic_id: int
+    partition: int
+    rank: int
+    key: bytes
+    value: bytes | None
+    headers: bytes
+
+
+class LocalProducer:
+    """See :class:`outbox.broker.protocol.Producer`."""
+
+    def __init__(self, link: Link, settings: LocalSettings) -> None:
+        self._link = link
+        self._settings = settings
+        self._topics: dict[str, Topic] = {}
+        self._until_trim = 0
+
+    def publish(self, messages: Sequence[Message]) -> Sequence[tuple[TopicPartition, int]]:
+        """See the protocol. One transaction; up to 10,000 messages and 32 MiB are one round trip."""
+        if not messages:
+            return []
+        try:
+            return self._publish(messages)
+        except TopicRefused as error:
+            refusal = first_refused(messages, error)
+        except MessageRefused as error:
+            refusal = error
+        self.publish(messages[: refusal.index])
+        raise refusal
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._link.close()
+
+    def _publish(self, messages: Sequence[Message]) -> list[tuple[TopicPartition, int]]:
+        with self._link.use() as connection:
+            self._learn(connection, messages)
+            chunks = list(self._chunks(messages))
+            with connection.transaction() if len(chunks) > 1 else contextlib.nullcontext():
+                bases = [self._put(connection, chunk) for chunk in chunks]
+            self._trim(connection, len(messages))
+        offsets = (
+            base[p.topic_id, p.partition] + p.rank for chunk, base in zip(chunks, bases, strict=True) for p in chunk
+        )
+        partitions = self._partitions()
+        places = (partitions[p.topic_id, p.partition] for chunk in chunks for p in chunk)
+        return list(zip(places, offsets, strict=True))
+
+    def _learn(self, connection: Connection, messages: Iterable[Message]) -> None:
+        wanted = {message.topic for message in messages}
+        unknown = sorted(wanted - self._topics.keys())
+        if unknown:
+            if len(self._topics) > TOPICS_KNOWN_MAX:
+                self._topics.clear()
+                unknown = sorted(wanted)
+            self._topics |= ensure_topics(connection, unknown, self._settings.partitions)
+
+    def _chunks(self, messages: Sequence[Message]) -> Iterator[list[Placed]]:
+        chunk: list[Placed] = []
+        ranks: Counter[tuple[int, int]] = Counter()
+        size = 0
+        for index, message in enumerate(messages):
+            key, headers = encode_key(message, index), encode_headers(message, index)
+            needed = len(key) + len(headers) + len(message.value or b"")
+            self._check_size(message, needed, index)
+            if chunk and (len(chunk) == CHUNK_MESSAGES or size + needed > CHUNK_BYTES):
+                yield chunk
+                chunk, ranks, size = [], Counter(), 0
+            topic = self._topics[message.topic]
+            place = topic.id, crc32(key) % topic.partitions
+            chunk.append(Placed(*place, ranks[place], key, message.value, headers))
+            ranks[place] += 1
+            size += needed
+        yield chunk
+
+    def _check_size(self, message: Message, size: int, index: int) -> None:
+        limit = self._settings.max_message_bytes
+        if size > limit:
+            raise MessageRefused(
+                f"message {index} for topic {message.topic!r} has {size} bytes, the limit is {limit}", index
+            )
+
+    def _put(self, connection: Connection, chunk: Sequence[Placed]) -> dict[tuple[int, int], int]:
+        """Write one chunk; the first offset given out in each partition."""
+        counts = Counter((p.topic_id, p.partition) for p in chunk)
+        parameters: list[Any] = [
+            [topic_id for topic_id, _ in counts],
+            [partition for _, partition in counts],
+            list(counts.values()),
+            [p.topic_id for p in chunk],
+            [p.partition for p in chunk],
+            [p.rank for p in chunk],
+            [p.key for p in chunk],
+            [p.value for p in chunk],
+            [p.headers for p in chunk],
+            CHANNEL,
+        ]
+        rows = connection.execute(PUBLISH, parameters).fetchall()
+        if len(rows) != len(counts):
+            self._topics.clear()
+            raise psycopg.OperationalError("a topic was deleted")
+        return {(topic_id, partition): base for topic_id, partition, base, _ in rows}
+
+    def _partitions(self) -> dict[tuple[int, int], TopicPartition]:
+        return {
+            (topic.id, number): TopicPartition(name, number)
+            for name, topic in self._topics.items()
+            for number in range(topic.partitions)
+        }
+
+    def _trim(self, connection: Connection, published: int) -> None:
+        self._until_trim -= published
+        if self._until_trim <= 0:
+            trim(connection, self._settings.keep_messages)
+            self._until_trim = TRIM_EVERY_MESSAGES
+
+
+def encode_headers(message: Message, index: int) -> bytes:
+    """A JSON object; each byte of a value is one character."""
+    if not message.headers:
+        return b"{}"
+    try:
+        return orjson.dumps({name: value.decode("latin-1") for name, value in message.headers})
+    except TypeError as error:
+        raise MessageRefused(f"message {index} has a header whose name is not valid text", index) from error
+
+
+def decode_headers(headers: bytes) -> dict[str, bytes]:
+    """What :func:`encode_headers` wrote."""
+    return {name: value.encode("latin-1") for name, value in orjson.loads(headers).items()}
