@@ -1,0 +1,1 @@
+"""Each figure beside its reference, in one run. See docs/performance.md."""
