@@ -20,24 +20,20 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-import orjson
 from elastic_transport import ConnectionTimeout
 from elasticsearch import ApiError, BadRequestError, Elasticsearch, NotFoundError, TransportError
 from elasticsearch.serializer import OrjsonSerializer
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from outbox.errors import RecordsRefused, SettingsError, StoreError, StoreUnavailable
-from projectors.record import Change, Document, Stored, digest
+from projectors.record import Change, Stored
+from projectors.sinks.elasticsearch_form import LIVE, MAPPINGS, Item, document_id, item_of, stored_of
 
 BULK_BYTES_MAX: Final = 10 * 1024 * 1024
 """Elasticsearch's own advice is 5-15 MB a bulk request; it refuses bodies above 100 MB."""
 BULK_COUNT_MAX: Final = 1_000
-DOCUMENT_BYTES_MAX: Final = BULK_BYTES_MAX
-ID_BYTES_MAX: Final = 512
-"""Elasticsearch's limit of ``_id``."""
 PAGE_COUNT_MAX: Final = 1_000
 PAGE_BYTES: Final = 8 * 1024 * 1024
 """A scan's pages are sized to about this much text each."""
@@ -45,22 +41,6 @@ PIT_KEEP_ALIVE: Final = "5m"
 """Per page: a consumer slower than this loses its scan and starts again."""
 RETRY_AFTER_S: Final = 2.0
 """Elasticsearch gives no Retry-After with its 429; its queues drain within seconds."""
-LIVE: Final[Mapping[str, Any]] = {"bool": {"must_not": {"term": {"deleted": True}}}}
-
-_KEYWORD: Final = {"type": "keyword", "ignore_above": 8_000}  # a term holds 32,766 bytes, a character up to 4
-MAPPINGS: Final[Mapping[str, Any]] = {
-    "dynamic": "strict",
-    "properties": {
-        "key": {**_KEYWORD, "fields": {"words": {"type": "text"}}},
-        "stream": _KEYWORD,
-        "version": {"type": "long"},
-        "kind": _KEYWORD,
-        "title": {"type": "text", "fields": {"raw": {"type": "keyword", "ignore_above": 1_000}}},
-        "text": {"type": "text"},
-        "properties": {"type": "flattened", "ignore_above": 1_000},
-        "deleted": {"type": "boolean"},
-    },
-}
 
 
 class ElasticsearchSettings(BaseModel):
@@ -144,12 +124,6 @@ def index_name(projection: str, generation: str) -> str:
     return f"{alias_name(projection)}-{generation}"
 
 
-def document_id(key: str) -> str:
-    """The key itself, or a BLAKE2b of it when it is too long (or too short) for an ``_id``."""
-    data = key.encode()
-    return key if 0 < len(data) <= ID_BYTES_MAX else "blake2b:" + hashlib.blake2b(data, digest_size=32).hexdigest()
-
-
 class ElasticsearchSink:
     """Keeps one projection's documents; see the module's text and :class:`projectors.sinks.protocol.Sink`."""
 
@@ -184,7 +158,7 @@ class ElasticsearchSink:
         """Live documents rebuilt from ``_source``; a full scan refreshes first and reads one point in time."""
         index = self._index(generation)
         sources = self._sources(index) if keys is None else self._sources_of(index, keys)
-        return (_stored(source) for source in sources if not source.get("deleted"))
+        return (stored_of(source) for source in sources if not source.get("deleted"))
 
     def switch(self, generation: str) -> None:
         """Move the alias named like the projection, in one step; it shows no tombstones."""
@@ -213,7 +187,7 @@ class ElasticsearchSink:
         except NotFoundError:
             return []
 
-    def _send(self, target: str, batch: Sequence[_Item], refused: dict[str, str]) -> None:
+    def _send(self, target: str, batch: Sequence[Item], refused: dict[str, str]) -> None:
         """One bulk request. One that is refused whole is halved until the culprit stands alone."""
         try:
             answer = self._bulk(target, batch)
@@ -230,7 +204,7 @@ class ElasticsearchSink:
         for item, result in zip(batch, answer, strict=True):
             _judge(item, result["index"], refused)
 
-    def _bulk(self, target: str, batch: Sequence[_Item]) -> Sequence[Mapping[str, Any]]:
+    def _bulk(self, target: str, batch: Sequence[Item]) -> Sequence[Mapping[str, Any]]:
         with translated("bulk"):
             answer = self._client.bulk(
                 index=target,
@@ -286,29 +260,16 @@ class ElasticsearchSink:
                     yield found["_source"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """One change as two lines of a bulk request."""
-
-    key: str
-    action: bytes
-    source: bytes
-
-    @property
-    def size(self) -> int:
-        return len(self.action) + len(self.source) + 2  # two line ends
-
-
-def _batches(changes: Sequence[Change], refused: dict[str, str]) -> Iterator[list[_Item]]:
+def _batches(changes: Sequence[Change], refused: dict[str, str]) -> Iterator[list[Item]]:
     """The changes, greatest version per key, in requests within both bounds; what cannot be sent is refused."""
     newest: dict[str, Change] = {}
     for change in changes:
         if change.key not in newest or newest[change.key].version < change.version:
             newest[change.key] = change
-    batch: list[_Item] = []
+    batch: list[Item] = []
     size = 0
     for change in newest.values():
-        if (item := _item(change, refused)) is None:
+        if (item := item_of(change, refused)) is None:
             continue
         if batch and (size + item.size > BULK_BYTES_MAX or len(batch) == BULK_COUNT_MAX):
             yield batch
@@ -319,38 +280,7 @@ def _batches(changes: Sequence[Change], refused: dict[str, str]) -> Iterator[lis
         yield batch
 
 
-def _item(change: Change, refused: dict[str, str]) -> _Item | None:
-    try:
-        head = {"_id": document_id(change.key), "version": change.version, "version_type": "external"}
-        item = _Item(change.key, orjson.dumps({"index": head}), orjson.dumps(_source(change)))
-    except (TypeError, ValueError) as error:  # orjson: a lone surrogate, an integer beyond 64 bits, a foreign type
-        refused[change.key] = f"not JSON: {error}"
-        return None
-    if item.size > DOCUMENT_BYTES_MAX:
-        refused[change.key] = f"a document of {item.size} bytes is larger than {DOCUMENT_BYTES_MAX}"
-        return None
-    return item
-
-
-def _source(change: Change) -> dict[str, Any]:
-    match change.record:
-        case None:
-            return {"deleted": True}
-        case Document() as document:
-            return {
-                "key": document.key,
-                "stream": change.stream,
-                "version": change.version,
-                "kind": document.kind,
-                "title": document.title,
-                "text": document.text,
-                "properties": dict(document.properties),
-            }
-        case other:
-            raise TypeError(f"the elasticsearch sink takes Document, not {type(other).__name__}")
-
-
-def _judge(item: _Item, result: Mapping[str, Any], refused: dict[str, str]) -> None:
+def _judge(item: Item, result: Mapping[str, Any], refused: dict[str, str]) -> None:
     """File one item's answer: done, overtaken, refused for good, or raise what may pass."""
     status = result["status"]
     if status < 300 or status == 409:
@@ -362,17 +292,6 @@ def _judge(item: _Item, result: Mapping[str, Any], refused: dict[str, str]) -> N
         refused[item.key] = f"{reason} ({cause})" if cause else reason
         return
     raise StoreUnavailable(f"elasticsearch: bulk: {status} {reason}", RETRY_AFTER_S if status == 429 else None)
-
-
-def _stored(source: Mapping[str, Any]) -> Stored:
-    record = Document(
-        key=source["key"],
-        kind=source["kind"],
-        title=source["title"],
-        text=source["text"],
-        properties=source["properties"],
-    )
-    return Stored(record.key, source["stream"], source["version"], digest(record))
 
 
 def _next_size(hits: Sequence[Mapping[str, Any]]) -> int:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Any, Final
 
@@ -197,10 +198,6 @@ class Neo4jSink:
             return list(session.run(statement, parameters))
 
 
-_Join = tuple[str, str, Mapping[str, Any]]
-"""An edge to create: kind, target, properties."""
-
-
 class _OvertakenError(Exception):
     """A node was written by someone else between being read and being locked."""
 
@@ -218,12 +215,12 @@ def _write(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row]) -> No
     """Apply a batch in one transaction; a crash anywhere leaves nothing of it.
 
     1. Read versions, without locks, and leave out what is overtaken: versions only rise, so it stays so.
-    2. Read the edges owned so far, without locks, and find those to cut, to change and to join.
-    3. Lock the nodes and the ends of the edges to join, in the order of their keys (so that concurrent
-       batches wait for each other instead of deadlocking), making missing ones as stubs; write each node
-       if its version is still the one read in 1. Every writer of edges raises the version, so the edges
-       of 2 stand as well. If a version is not, roll back and start again.
-    4. Cut, change and join the edges.
+    2. Lock the nodes, and the ends of the edges of those that are new, in the order of their keys (so that
+       concurrent batches mostly wait for each other instead of deadlocking), making missing ones as stubs.
+       Write each node if its version is still the one read in 1; if one is not, roll back and start again.
+    3. Read the edges owned so far. This must come after the locks: without them, Neo4j shows a commit of
+       someone else in parts, the new version already and the old edges still.
+    4. Lock the ends of the edges that came or went, then cut, change and join.
     """
     if not list(tx.run(_MARKED, label=label)):
         raise StoreUnavailable(f"neo4j: generation {label} has not been prepared")
@@ -231,41 +228,18 @@ def _write(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row]) -> No
     batch = [row for row in batch if row.key not in seen or row.version > seen[row.key]["version"]]
     if not batch:
         return
-    stale, changed, joins = _difference(tx, label, batch, [row.key for row in batch if row.key in seen])
-    _write_nodes(tx, label, batch, joins, seen)
-    _each(tx, _CUT, "ids", stale)
-    _each(tx, _CHANGE, "edges", changed)
-    _each(tx, cypher(_JOIN, label), "rows", [[key, edges] for key, edges in joins.items()])
-
-
-def _difference(
-    tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row], owners: Sequence[str]
-) -> tuple[list[str], list[tuple[str, Mapping[str, Any]]], dict[str, list[_Join]]]:
-    """The ids of the edges to cut, those to change with their properties, and those to join by their owners."""
-    missing = {row.key: dict(row.edges) for row in batch}
-    stale, changed = [], []
-    for edge in tx.run(cypher(_OWNED, label), keys=owners) if owners else ():
-        stated, end = missing[edge["key"]], (edge["kind"], edge["target"])
-        if end not in stated:
-            stale.append(edge["id"])
-        elif not same(properties := stated.pop(end), edge["properties"]):
-            changed.append((edge["id"], properties))
-    joins = {
-        key: [(kind, target, properties) for (kind, target), properties in edges.items()]
-        for key, edges in missing.items()
-        if edges
-    }
-    return stale, changed, joins
+    _write_nodes(tx, label, batch, seen)
+    edges = _difference(tx, label, batch, [row.key for row in batch if row.key in seen])
+    _each(tx, cypher(_WRITE, label), "rows", [[key] for key in sorted(edges.ends)])
+    _each(tx, _CUT, "ids", edges.stale)
+    _each(tx, _CHANGE, "edges", edges.changed)
+    _each(tx, cypher(_JOIN, label), "rows", [[key, joins] for key, joins in edges.missing.items() if joins])
 
 
 def _write_nodes(
-    tx: neo4j.ManagedTransaction,
-    label: str,
-    batch: Sequence[Row],
-    joins: Mapping[str, Sequence[_Join]],
-    seen: Mapping[str, neo4j.Record],
+    tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row], seen: Mapping[str, neo4j.Record]
 ) -> None:
-    rows: dict[str, list[Any]] = {target: [target] for edges in joins.values() for _, target, _ in edges}
+    rows: dict[str, list[Any]] = {end: [end] for row in batch if row.key not in seen for _, end in row.edges}
     former = []
     for row in batch:
         version, kind = (seen[row.key]["version"], seen[row.key]["kind"]) if row.key in seen else (0, None)
@@ -276,6 +250,37 @@ def _write_nodes(
     if written != len(batch):
         raise _OvertakenError
     _each(tx, cypher(_UNLABEL, label), "rows", former)
+
+
+@dataclass(frozen=True, slots=True)
+class _Edges:
+    """What to do so that a batch's nodes own the edges they state."""
+
+    stale: list[str] = field(default_factory=list)
+    """Ids of the edges to cut."""
+    changed: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
+    """Ids of the edges that get other properties, and those."""
+    missing: dict[str, list[tuple[str, str, Mapping[str, Any]]]] = field(default_factory=dict)
+    """Kind, target and properties of the edges to create, by their owner."""
+    ends: set[str] = field(default_factory=set)
+    """Keys of the targets of edges that come or go and have not been locked."""
+
+
+def _difference(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row], owners: Sequence[str]) -> _Edges:
+    """Compare the edges stated by the batch with those that ``owners``, its nodes that are not new, own."""
+    stated = {row.key: dict(row.edges) for row in batch}
+    edges = _Edges()
+    for edge in tx.run(cypher(_OWNED, label), keys=owners) if owners else ():
+        properties = stated[edge["key"]].pop((edge["kind"], edge["target"]), None)
+        if properties is None:
+            edges.stale.append(edge["id"])
+            edges.ends.add(edge["target"])
+        elif not same(properties, edge["properties"]):
+            edges.changed.append((edge["id"], properties))
+    edges.ends.update(target for owner in owners for _, target in stated[owner])
+    for key, missing in stated.items():
+        edges.missing[key] = [(kind, target, properties) for (kind, target), properties in missing.items()]
+    return edges
 
 
 def _each(tx: neo4j.ManagedTransaction, statement: str, name: str, items: Sequence[Any]) -> None:

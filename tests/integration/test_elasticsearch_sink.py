@@ -14,12 +14,12 @@ from projectors.query.elasticsearch import open_reader
 from projectors.record import Change, Document
 from projectors.sinks.elasticsearch import (
     BULK_BYTES_MAX,
-    DOCUMENT_BYTES_MAX,
     ElasticsearchSink,
     alias_name,
     index_name,
     open_sink,
 )
+from projectors.sinks.elasticsearch_form import DOCUMENT_BYTES_MAX
 
 G = "g1"
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -114,6 +116,27 @@ def test_a_late_write_to_a_dropped_generation_leaves_nothing(sink: Neo4jSink, as
     with pytest.raises(StoreUnavailable):
         sink.apply(G, [put(Node("a", "K", "A"))])
     assert ask("MATCH (n:LABEL) RETURN count(n)") == [[0]]
+
+
+def test_writers_at_once_leave_each_node_with_the_edges_of_its_last_version(
+    sink: Neo4jSink, projection: str, settings: dict[str, Any]
+) -> None:
+    """Neo4j shows a commit in parts to whoever reads without locks: a new version with the old edges."""
+    keys = [f"k{n}" for n in range(40)]
+
+    def change(key: str, version: int) -> Change:
+        targets = random.Random(f"{key} {version}").sample(keys, 5)
+        return put(Node(key, "K", "n", {"v": version}, [Edge("E", t, {"v": version}) for t in targets]), version)
+
+    def write(seed: int) -> None:
+        mine = random.Random(seed).sample([change(k, v) for k in keys for v in range(1, 31)], 30 * len(keys))
+        with open_sink(projection, settings) as own:
+            for start in range(0, len(mine), 40):
+                own.apply(G, mine[start : start + 40])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert held(sink) == {stored(change(key, 30)) for key in keys}
 
 
 def test_one_generation_is_marked_as_serving(sink: Neo4jSink, projection: str, ask: Any) -> None:

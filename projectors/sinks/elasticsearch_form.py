@@ -1,0 +1,97 @@
+"""The form in which Elasticsearch holds a document: the index's mapping, ``_id``, ``_source``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from projectors.record import Change, Document, Stored, digest
+
+DOCUMENT_BYTES_MAX: Final = 10 * 1024 * 1024
+"""One beyond it would be answered 429 by a small node for as long as it is sent: better refused for good."""
+ID_BYTES_MAX: Final = 512
+"""Elasticsearch's limit of ``_id``."""
+LIVE: Final[Mapping[str, Any]] = {"bool": {"must_not": {"term": {"deleted": True}}}}
+
+_KEYWORD: Final = {"type": "keyword", "ignore_above": 8_000}  # a term holds 32,766 bytes, a character up to 4
+MAPPINGS: Final[Mapping[str, Any]] = {
+    "dynamic": "strict",
+    "properties": {
+        "key": {**_KEYWORD, "fields": {"words": {"type": "text"}}},
+        "stream": _KEYWORD,
+        "version": {"type": "long"},
+        "kind": _KEYWORD,
+        "title": {"type": "text", "fields": {"raw": {"type": "keyword", "ignore_above": 1_000}}},
+        "text": {"type": "text"},
+        "properties": {"type": "flattened", "ignore_above": 1_000},
+        "deleted": {"type": "boolean"},
+    },
+}
+
+
+def document_id(key: str) -> str:
+    """The key itself, or a BLAKE2b of it when it is too long (or too short) for an ``_id``."""
+    data = key.encode()
+    return key if 0 < len(data) <= ID_BYTES_MAX else "blake2b:" + hashlib.blake2b(data, digest_size=32).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One change as two lines of a bulk request."""
+
+    key: str
+    action: bytes
+    source: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes, with the two line ends."""
+        return len(self.action) + len(self.source) + 2
+
+
+def item_of(change: Change, refused: dict[str, str]) -> Item | None:
+    """The change as two lines; one that cannot be sent is put into ``refused`` instead."""
+    try:
+        head = {"_id": document_id(change.key), "version": change.version, "version_type": "external"}
+        item = Item(change.key, orjson.dumps({"index": head}), orjson.dumps(_source(change)))
+    except (TypeError, ValueError) as error:  # orjson: a lone surrogate, an integer beyond 64 bits, a foreign type
+        refused[change.key] = f"not JSON: {error}"
+        return None
+    if item.size > DOCUMENT_BYTES_MAX:
+        refused[change.key] = f"a document of {item.size} bytes is larger than {DOCUMENT_BYTES_MAX}"
+        return None
+    return item
+
+
+def _source(change: Change) -> dict[str, Any]:
+    match change.record:
+        case None:
+            return {"deleted": True}
+        case Document() as document:
+            return {
+                "key": document.key,
+                "stream": change.stream,
+                "version": change.version,
+                "kind": document.kind,
+                "title": document.title,
+                "text": document.text,
+                "properties": dict(document.properties),
+            }
+        case other:
+            raise TypeError(f"the elasticsearch sink takes Document, not {type(other).__name__}")
+
+
+def stored_of(source: Mapping[str, Any]) -> Stored:
+    """A live document's ``_source`` as what it holds."""
+    record = Document(
+        key=source["key"],
+        kind=source["kind"],
+        title=source["title"],
+        text=source["text"],
+        properties=source["properties"],
+    )
+    return Stored(record.key, source["stream"], source["version"], digest(record))
