@@ -62,10 +62,14 @@ class ChromaRow:
         texts = len(self.document) + sum(len(v) for v in self.metadata.values() if isinstance(v, str))
         return 20 * len(self.embedding) + 6 * texts + 32 * len(self.metadata) + len(self.id)
 
+    def holds(self, embedding: Sequence[float]) -> bool:
+        """Whether its vector is this one, bit for bit as float32."""
+        return bool(np.asarray(embedding, np.float32).tobytes() == self.embedding.tobytes())
+
 
 def encode(change: Change) -> ChromaRow:
     """The row of a change that has a record. Raises ``TypeError`` if it is no vector, ``ValueError`` if it
-    has no embedding."""
+    has no embedding, or one that is not finite."""
     record = change.record
     if not isinstance(record, Vector):
         raise TypeError(f"chroma takes vectors, not {type(record).__name__}")
@@ -96,7 +100,12 @@ def user_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unit(vector: Floats) -> Floats:
-    """The vector scaled to length one; the very same object if it has that length, or none, already."""
+    """The vector scaled to length one; the very same object if it has that length, or none, already.
+
+    Raises ``ValueError`` if a component is infinite or no number.
+    """
+    if not np.isfinite(vector).all():
+        raise ValueError("the vector has a component that is no finite number")
     squared = float(np.dot(vector.astype(np.float64), vector.astype(np.float64)))
     if squared == 0 or abs(squared - 1) <= UNIT_WITHIN:
         return vector

@@ -1,0 +1,195 @@
+"""What only Chroma needs: records it refuses, a server that goes and comes back, a folder shared in a process."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.local.local import Local
+from outbox.errors import RecordsRefused, SettingsError, StoreError, StoreUnavailable
+from projectors.query.chroma import ChromaReader, open_reader
+from projectors.record import Change, Value, Vector
+from projectors.sinks import chroma
+from projectors.sinks.chroma import ChromaSink, open_sink
+from tests.conformance.samples import DIMENSIONS, embedding, sample
+from tests.conformance.sinks import expected, held, put, tombstone
+
+G = "g1"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> dict[str, str]:
+    return {"path": str(tmp_path / "chroma")}
+
+
+@pytest.fixture
+def sink(folder: dict[str, str]) -> Iterator[ChromaSink]:
+    with open_sink("things", folder) as sink:
+        sink.prepare(G)
+        yield sink
+
+
+def vectors(count: int, version: int = 1) -> list[Change]:
+    return [put(sample(Vector, f"k{n}", n), version) for n in range(count)]
+
+
+def test_refused_records_are_named_and_all_others_are_applied(sink: ChromaSink) -> None:
+    good = vectors(20)
+    bad = {
+        "no embedding": Vector("no embedding", "t"),
+        "too few": Vector("too few", "t", {}, [1.0]),
+        "too many": Vector("too many", "t", {}, [1.0] * (DIMENSIONS + 1)),
+        "not a number": Vector("not a number", "t", {}, [math.nan] * DIMENSIONS),
+        "endless": Vector("endless", "t", {}, [math.inf] * DIMENSIONS),
+        "no vector": Value("no vector", 1),
+        "": Vector("", "t", {}, embedding("x")),
+        "no characters": Vector("no characters", "\ud800", {}, embedding("x")),
+        "too great": Vector("too great", "t", {"n": 2**70}, embedding("x")),
+    }
+    mixed = (
+        good[:10] + [put(record, 1) for record in bad.values()] + good[10:] + [tombstone("gone", 1), tombstone("", 1)]
+    )
+    with pytest.raises(RecordsRefused) as refused:
+        sink.apply(G, mixed)
+    assert refused.value.reasons.keys() == bad.keys()
+    assert all(refused.value.reasons.values())
+    assert held(sink, G) == expected(good)
+
+
+def test_a_refused_change_leaves_the_record_that_was_there(sink: ChromaSink) -> None:
+    sink.apply(G, vectors(3))
+    with pytest.raises(RecordsRefused):
+        sink.apply(G, [put(Vector("k1", "t", {}, [1.0]), 2), put(sample(Vector, "k2", 9), 2)])
+    assert held(sink, G) == expected([*vectors(3), put(sample(Vector, "k2", 9), 2)])
+
+
+def test_stated_dimensions_are_held_from_the_first_record(folder: dict[str, str]) -> None:
+    with open_sink("stated", {**folder, "dimensions": DIMENSIONS}) as sink:
+        sink.prepare(G)
+        with pytest.raises(RecordsRefused) as refused:
+            sink.apply(G, [put(Vector("first", "t", {}, [1.0]), 1), *vectors(3)])
+        assert refused.value.reasons.keys() == {"first"}
+        assert held(sink, G) == expected(vectors(3))
+
+
+def test_requests_are_bounded_in_bytes(sink: ChromaSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chroma, "REQUEST_BYTES", 2_000)
+    rows = [chroma.encode(change) for change in vectors(30)]
+    parts = list(chroma._bounded(rows))
+    assert [row for part in parts for row in part] == rows
+    assert len(parts) > 5
+    assert all(len(part) == 1 or sum(row.size for row in part) <= 2_000 for part in parts)
+    sink.apply(G, vectors(30))
+    assert held(sink, G) == expected(vectors(30))
+
+
+def test_a_tombstone_that_was_marked_but_not_deleted_deletes_when_applied_again(sink: ChromaSink) -> None:
+    """What a crash between the two steps leaves."""
+    sink.apply(G, vectors(2))
+    chroma._mark(sink._held(G).tombstones, [tombstone("k1", 5)])
+    assert held(sink, G) == expected(vectors(2))
+    sink.apply(G, [put(sample(Vector, "k1", 4), 4)])
+    sink.apply(G, [tombstone("k1", 5)])
+    assert held(sink, G) == expected(vectors(1))
+
+
+def test_parts_that_did_not_change_stay_as_they_are(sink: ChromaSink) -> None:
+    first = Vector("k", "text", {"a": 1, "gone": True}, embedding("k"))
+    same_vector = Vector("k", "text", {"a": 2}, embedding("k"))
+    other_text = Vector("k", "other text", {"a": 2}, embedding("k"))
+    other_length = Vector("k", "other text", {"a": 2}, [2 * x for x in embedding("k")])
+    other_vector = Vector("k", "other text", {"a": 2}, embedding("l"))
+    for version, record in enumerate((first, same_vector, other_text, other_length, other_vector, first), start=1):
+        sink.apply(G, [put(record, version)])
+        assert held(sink, G) == expected([put(record, version)])
+
+
+def test_two_projections_in_one_folder_are_apart(folder: dict[str, str], sink: ChromaSink) -> None:
+    sink.apply(G, vectors(3))
+    with open_sink("things.other", folder) as other:
+        other.prepare(G)
+        other.apply(G, vectors(5, version=2))
+        assert held(other, G) == expected(vectors(5, version=2))
+        other.drop(G)
+    assert held(sink, G) == expected(vectors(3))
+
+
+def test_a_reader_outlives_the_sink_it_shares_a_folder_with(folder: dict[str, str]) -> None:
+    with open_reader("things", folder) as reader:
+        with open_sink("things", folder) as sink:
+            sink.prepare(G)
+            sink.apply(G, vectors(3))
+        assert len(reader.nearest(G, embedding("k"), 5)) == 3
+        with open_sink("things", folder) as sink:
+            sink.apply(G, [tombstone("k1", 2)])
+        assert {hit.key for hit in reader.nearest(G, embedding("k"), 5)} == {"k0", "k2"}
+
+
+def test_a_generation_made_again_elsewhere_is_found_when_tried_again(folder: dict[str, str], sink: ChromaSink) -> None:
+    with open_reader("things", folder) as reader, open_sink("things", folder) as other:
+        sink.apply(G, vectors(3))
+        reader.nearest(G, embedding("k"), 1)
+        other.drop(G)
+        for attempt in (lambda: sink.apply(G, vectors(1)), lambda: reader.nearest(G, embedding("k"), 1)):
+            with pytest.raises(StoreUnavailable, match="prepare"):
+                attempt()
+        other.prepare(G)
+        sink.apply(G, vectors(2))
+        assert held(sink, G) == expected(vectors(2))
+        assert len(reader.nearest(G, embedding("k"), 5)) == 2
+
+
+def test_a_question_that_fits_no_vector_is_refused(folder: dict[str, str], sink: ChromaSink) -> None:
+    sink.apply(G, vectors(3))
+    with open_reader("things", folder) as reader:
+        for question in ([1.0, 2.0], [math.nan] * DIMENSIONS):
+            with pytest.raises(StoreError) as refused:
+                reader.nearest(G, question, 5)
+            assert not isinstance(refused.value, StoreUnavailable)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"path": "x", "url": "http://localhost:1"}, {"url": "localhost:8000"}, {"url": "ftp://x"}]
+)
+def test_settings_that_name_no_store_are_refused(settings: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match="chroma"), open_sink("things", settings):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_the_store(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises((SettingsError, StoreError)), open_sink("things", {"path": str(tmp_path / "file")}):
+        pass
+
+
+def test_a_server_that_goes_is_unavailable_and_loses_nothing_when_it_comes_back() -> None:
+    with Local() as local:
+        (server,) = local.start("chroma")
+        settings = {"url": server.address, "timeout_s": 2}
+        with open_sink("things", settings) as sink, open_reader("things", settings) as reader:
+            sink.prepare(G)
+            sink.apply(G, vectors(200))
+            local.pause("chroma")
+            _is_unavailable(sink, reader)
+            local.kill("chroma")
+            _is_unavailable(sink, reader)
+            local.restart("chroma")
+            assert held(sink, G) == expected(vectors(200))
+            sink.apply(G, vectors(200, version=2))
+            assert held(sink, G) == expected(vectors(200, version=2))
+            assert reader.nearest(G, embedding("k"), 1)
+
+
+def _is_unavailable(sink: ChromaSink, reader: ChromaReader) -> None:
+    began_s = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        sink.apply(G, vectors(1, version=2))
+    with pytest.raises(StoreUnavailable):
+        list(sink.scan(G))
+    with pytest.raises(StoreUnavailable):
+        reader.nearest(G, embedding("k"), 1)
+    assert time.monotonic() - began_s < 15
