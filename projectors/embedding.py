@@ -40,7 +40,7 @@ _TOKEN: Final = re.compile(r"\w{1,64}")
 _PIECE: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\x00-\x7f]+")
 
 _WORD, _PAIR, _TRIGRAM, _SHORT = range(4)
-_WEIGHTS: Final = np.array([1024, 512, 256, 384], dtype=np.float64)
+_WEIGHTS: Final = np.array([1024, 256, 256, 512], dtype=np.float64)
 """Of a word, of two neighbours, of three characters and of a short word (mostly "of", "the", "is")."""
 
 SHORT_WORD: Final = 3
