@@ -191,7 +191,14 @@ REFUSED = {
     "nan in meta": ("s-1", event(meta={"a": {"b": float("nan")}}), {}),
     "surrogate in meta": ("s-1", event(meta={"a": "\udfff"}), {}),
     "bytes in meta": ("s-1", event(meta={"a": b""}), {}),
-    "deep meta": ("s-1", event(meta={"a": eval("[" * 90 + "]" * 90)} | {"b": __import__("functools").reduce(lambda a, _: [a], range(999), 0)}), {}),
+    "deep meta": (
+        "s-1",
+        event(
+            meta={"a": eval("[" * 90 + "]" * 90)}
+            | {"b": __import__("functools").reduce(lambda a, _: [a], range(999), 0)}
+        ),
+        {},
+    ),
     "large meta": ("s-1", event(meta={"a": "x" * 65_536}), {}),
     "empty stream": ("", event(), {}),
     "nul in stream": ("s-\x00", event(), {}),
