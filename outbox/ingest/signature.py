@@ -29,7 +29,7 @@ def source_of(node: ast.expr) -> str:
             return f"{name}.{attribute}"
     try:
         return ast.unparse(node)
-    except ValueError:  # an integer of more digits than Python agrees to print
+    except (ValueError, RecursionError):  # an integer too long to be printed, or too deep for ast's own recursion
         return "..."
 
 

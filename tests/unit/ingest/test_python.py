@@ -256,3 +256,8 @@ def test_dubious_source_warns_nobody(recwarn):
 def test_more_definitions_than_an_event_can_hold_are_refused():
     with pytest.raises(UnreadableFile, match="more than 20000"):
         read("def f():0\n" * 20_001)
+
+
+def test_a_default_too_deep_to_print_does_not_stop_the_file():
+    data = read(f"def f(a={'+'.join(['1'] * 2_000)}): pass")
+    assert part(data, "f")["properties"]["signature"] == "def f(a=...)"

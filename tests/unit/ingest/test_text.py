@@ -105,3 +105,13 @@ def test_windows_line_ends_make_no_difference():
 
 def test_an_empty_file_has_its_name_as_text():
     assert (read("")["name"], read("")["text"], read("")["parts"]) == ("a.md", "a.md", [])
+
+
+def test_headings_lose_their_inline_markup():
+    assert read("# *The* `code` [link](b.md)\n")["parts"][0]["name"] == "The code link"
+
+
+def test_a_paragraph_of_unclosed_brackets_is_not_searched_for_ever():
+    """Searching it would take markdown-it minutes: the bound on a test's time is what fails here."""
+    data = read("# A\n" + "![" * 500_000)
+    assert keys(data) == ["a"] and len(data["parts"][0]["text"]) == 20_000
