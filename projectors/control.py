@@ -31,7 +31,9 @@ NAME: Final = "up.sock"
 def serving(side: ReadSide) -> Iterator[None]:
     """Answer operations on ``side`` until the block ends."""
     path = side.settings.data_dir / NAME
-    path.unlink(missing_ok=True)
+    if holder_of(side.settings.data_dir):
+        raise OutboxError(f"`outbox up` runs already on {side.settings.data_dir}")
+    path.unlink(missing_ok=True)  # left by one that was killed
     listener = Listener(str(path), "AF_UNIX")
     path.chmod(0o600)
     thread = threading.Thread(target=_accept, args=(listener, side), name="control", daemon=True)
@@ -61,6 +63,15 @@ def call(data_dir: Path, operation: str, arguments: Mapping[str, Any]) -> tuple[
         error.args = (answer["error"],)
         raise error
     return True, answer["result"]
+
+
+def holder_of(data_dir: Path) -> bool:
+    """Whether a process answers for this folder."""
+    try:
+        Client(str(data_dir / NAME), "AF_UNIX").close()
+    except (FileNotFoundError, ConnectionRefusedError):
+        return False
+    return True
 
 
 def _accept(listener: Listener, side: ReadSide) -> None:

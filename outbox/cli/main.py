@@ -18,6 +18,9 @@ import typer
 from outbox.cli.context import Context
 from outbox.errors import InvalidEvent, OutboxError, SettingsError
 
+# The class is the one typer itself raises, wherever its release keeps it.
+_USAGE = typer.BadParameter.__mro__[2]
+
 app = typer.Typer(
     name="outbox",
     help="An event-sourced outbox: one PostgreSQL transaction, every other store kept equal to its log.",
@@ -71,16 +74,20 @@ def build() -> typer.Typer:
 def main() -> None:
     """The entry point. Turns expected errors into one line and an exit code."""
     try:
-        build()(standalone_mode=True)
+        code = build()(standalone_mode=False)
+    except _USAGE as error:
+        error.show()
+        sys.exit(error.exit_code)
     except (SettingsError, InvalidEvent) as error:
         sys.exit(_say(error, 2))
     except OutboxError as error:
         sys.exit(_say(error, 1))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(_say("stopped; run it again to go on", 130))
     except BrokenPipeError:  # `outbox events | head`
         sys.stderr.close()
         sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _say(error: object, code: int) -> int:
