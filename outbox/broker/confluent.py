@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, Final
 
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+
 from outbox.broker.confluent_consumer import ConfluentConsumer
 from outbox.broker.confluent_producer import ConfluentProducer
-from outbox.broker.librdkafka import load_library, opened, passing, unavailable
+from outbox.broker.librdkafka import load_library, opened, refused, unavailable
 from outbox.broker.protocol import Consumer, Producer, Start, TopicPartition
 from outbox.broker.settings import KafkaSettings
 from outbox.broker.topics import TopicRefused, Topics
@@ -20,6 +22,16 @@ log: Final = logging.getLogger("outbox.broker.librdkafka")
 
 RECONNECT_BACKOFF_MAX_MS: Final = 1_000
 """librdkafka's own 10 s would be felt after every restart of a server."""
+
+
+EXISTS: Final = "TOPIC_ALREADY_EXISTS"
+MISSING: Final = ("UNKNOWN_TOPIC_OR_PART", "TOPIC_EXCEPTION")
+"""A name that cannot be is missing too: making it says why."""
+
+SETTLE_S: Final = 5.0
+SETTLE_WAIT_S: Final = 0.05
+SETTLE_WAIT_MAX_S: Final = 0.5
+"""A partition just made, or one whose server has just gone, is without a leader for a moment."""
 
 
 class ConfluentBroker:
@@ -49,17 +61,29 @@ class ConfluentBroker:
 
     def ends(self, topics: Sequence[str]) -> Mapping[TopicPartition, int]:
         """The end of every partition, as a reader of committed messages sees it."""
+        settling = Retrying(
+            retry=retry_if_exception_type(BrokerUnavailable),
+            wait=wait_exponential(SETTLE_WAIT_S, max=SETTLE_WAIT_MAX_S),
+            stop=stop_after_delay(min(SETTLE_S, self._settings.timeout_s)),
+            reraise=True,
+        )
+        return settling(self._ends, topics)
+
+    def close(self) -> None:
+        """Let go of the connection that looks after topics."""
+        self._admin_client = None
+
+    def _ends(self, topics: Sequence[str]) -> dict[TopicPartition, int]:
         partitions = [(topic, p) for topic, count in self._find(topics).items() for p in range(count)]
         if not partitions:
             return {}
         admin = import_module("confluent_kafka.admin")
         request = {self._library.TopicPartition(t, p): admin.OffsetSpec.latest() for t, p in partitions}
         futures = self._admin().list_offsets(request, **self._bounded())
-        return {TopicPartition(tp.topic, tp.partition): self._result(f).offset for tp, f in futures.items()}
-
-    def close(self) -> None:
-        """Let go of the connection that looks after topics."""
-        self._admin_client = None
+        try:
+            return {TopicPartition(tp.topic, tp.partition): self._result(f).offset for tp, f in futures.items()}
+        except self._library.KafkaException as error:
+            raise unavailable(self._settings, error.args[0].str()) from error
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -87,13 +111,9 @@ class ConfluentBroker:
             try:
                 found[topic] = len(self._result(future).partitions)
             except self._library.KafkaException as error:
-                self._unless_missing(topic, error)
+                if error.args[0].name() not in MISSING:
+                    raise TopicRefused(topic, error.args[0].str()) from error
         return found
-
-    def _unless_missing(self, topic: str, error: Any) -> None:
-        codes = self._library.KafkaError
-        if error.args[0].code() not in (codes.UNKNOWN_TOPIC_OR_PART, codes.TOPIC_EXCEPTION):
-            raise TopicRefused(topic, error.args[0].str()) from error
 
     def _make(self, topics: Sequence[str]) -> None:
         admin = import_module("confluent_kafka.admin")
@@ -104,19 +124,16 @@ class ConfluentBroker:
             try:
                 self._result(future)
             except self._library.KafkaException as error:
-                if error.args[0].code() != self._library.KafkaError.TOPIC_ALREADY_EXISTS:
+                if error.args[0].name() != EXISTS:
                     raise TopicRefused(topic, error.args[0].str()) from error
 
     def _result(self, future: Any) -> Any:
-        """A future's value; what passes by itself as BrokerUnavailable, anything else as the library's error."""
+        """A future's value. What is for good comes as the library's error, all else as BrokerUnavailable."""
         try:
             return future.result(self._settings.timeout_s)
         except TimeoutError as error:
-            raise self._unavailable("no answer in time") from error
+            raise unavailable(self._settings, "no answer in time") from error
         except self._library.KafkaException as error:
-            if passing(error.args[0]):
-                raise self._unavailable(error.args[0].str()) from error
-            raise
-
-    def _unavailable(self, reason: str) -> BrokerUnavailable:
-        return unavailable(self._settings, reason)
+            if refused(error.args[0]) or error.args[0].name() in (EXISTS, *MISSING):
+                raise
+            raise unavailable(self._settings, error.args[0].str()) from error

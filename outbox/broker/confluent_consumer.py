@@ -42,6 +42,7 @@ class ConfluentConsumer:
         self._start = start
         self._assigned: frozenset[TopicPartition] = frozenset()
         self._pending: Sequence[TopicPartition] = ()
+        self._lost: set[TopicPartition] = set()
         self._failure: Exception | None = None
         self._down: str | None = None
         session_ms = int(settings.session_timeout_s * 1000)
@@ -67,6 +68,8 @@ class ConfluentConsumer:
         if self._pending:
             self._begin()
         deliveries = self._deliveries(self._fetch(min(max_messages, FETCH_MAX), timeout_s))
+        if self._lost:
+            self._assign_again()
         if deliveries:
             self._down = None
         else:
@@ -139,8 +142,20 @@ class ConfluentConsumer:
             reason="the wanted offset is gone: reading from the earliest",
             detail=message.error().str(),
         )
-        beginning = self._library.TopicPartition(message.topic(), message.partition(), self._library.OFFSET_BEGINNING)
-        self._consumer.seek(beginning)
+        self._lost.add(TopicPartition(message.topic(), message.partition()))
+
+    def _assign_again(self) -> None:
+        """librdkafka has stopped the lost partitions and refuses to seek in them: so assign all, each where it is."""
+        beginning, lost = self._library.OFFSET_BEGINNING, self._lost & self._assigned
+        positions = self._consumer.position([self._library.TopicPartition(*tp) for tp in self._assigned])
+        for position in positions:
+            partition = TopicPartition(position.topic, position.partition)
+            if partition in lost:
+                position.offset = beginning
+            elif position.offset < 0:
+                position.offset = self._position(partition).offset
+        self._consumer.assign(positions)
+        self._lost.clear()
 
     def _on_assign(self, consumer: Any, partitions: Sequence[Any]) -> None:
         self._pending = [TopicPartition(p.topic, p.partition) for p in partitions]

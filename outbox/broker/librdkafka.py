@@ -48,14 +48,6 @@ def refused(error: Any) -> bool:
     return error.name() in REFUSED
 
 
-def passing(error: Any) -> bool:
-    """Whether a ``KafkaError`` speaks of the connection or the servers' state, not of the request.
-
-    Errors of librdkafka itself (negative codes) are timeouts, lost connections, unknown hosts.
-    """
-    return bool(error.retriable()) or error.code() < 0
-
-
 def unavailable(settings: KafkaSettings, reason: str) -> BrokerUnavailable:
     """One line that names the address."""
     return BrokerUnavailable(f"Kafka at {settings.bootstrap} cannot be used: {reason}")

@@ -1,0 +1,106 @@
+"""A broker that crashes while it is published to loses nothing and turns nothing round."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from deploy.local.local import Local
+from outbox.broker import Message, Producer
+from outbox.errors import BrokerUnavailable
+from tests.conformance.brokers import KINDS, WAIT_S, Kind, by_key, earliest, first_times, poll_until, prepare
+
+BATCH = 200
+BATCHES_BEFORE = 10
+BATCHES_AFTER = 10
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Local]:
+    """Servers of this module's own, as they are crashed."""
+    with Local() as local:
+        yield local
+
+
+class Publishing:
+    """Publishes batches in a thread, each again and again until it is taken, as the relay does."""
+
+    def __init__(self, producer: Producer, topic: str) -> None:
+        self.sent: list[Message] = []
+        self.batches = 0
+        self.failures: list[str] = []
+        self._producer, self._topic = producer, topic
+        self._left: int | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def finish(self) -> None:
+        """A few more batches, then the end."""
+        self._left = BATCHES_AFTER
+        self._thread.join(WAIT_S)
+        assert not self._thread.is_alive(), self.failures
+
+    def _run(self) -> None:
+        while self._left is None or self._left > 0:
+            at = len(self.sent)
+            batch = [Message(self._topic, f"s-{i % 11}", f"{i}".encode()) for i in range(at, at + BATCH)]
+            self._publish(batch)
+            self.sent += batch
+            self.batches += 1
+            if self._left is not None:
+                self._left -= 1
+
+    def _publish(self, batch: list[Message]) -> None:
+        while True:
+            try:
+                self._producer.publish(batch)
+            except BrokerUnavailable as error:
+                self.failures.append(str(error))
+                continue
+            return
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("timeout_s", [3.0, 30.0], ids=["publishing_gives_up", "publishing_waits"])
+def test_a_crash_in_mid_publish_loses_nothing_and_keeps_each_key_in_order(
+    kind: Kind, timeout_s: float, servers: Local
+) -> None:
+    address = servers.start(kind.server)[0].address
+    prepare(kind, address)
+    broker = kind.open(address, timeout_s)
+    topic = f"t{uuid.uuid4().hex[:12]}.entity"
+    consumer = broker.consumer(topic, [topic], earliest)
+    found = poll_until(lambda: bool(consumer.assignment()), consumer)
+    publishing = Publishing(broker.producer(), topic)
+    found += poll_until(lambda: publishing.batches >= BATCHES_BEFORE, consumer)
+    servers.kill(kind.server)
+    if timeout_s < WAIT_S / 10:
+        wait_for_failure(publishing)
+    servers.restart(kind.server)
+    publishing.finish()
+    messages, until_s = publishing.sent, time.monotonic() + WAIT_S
+    wanted = {message.value for message in messages}
+    while missing := wanted - {d.value for d in found}:
+        assert time.monotonic() < until_s, f"{len(missing)} of {len(wanted)} messages never came"
+        with suppress(BrokerUnavailable):
+            found += consumer.poll(1_000, 1.0)
+    sent: dict[str, list[bytes | None]] = {}
+    for message in messages:
+        sent.setdefault(message.key, []).append(message.value)
+    assert {key: first_times(values) for key, values in by_key(found).items()} == sent
+    consumer.close()
+    broker.close()
+
+
+def wait_for_failure(publishing: Publishing) -> None:
+    done = threading.Event()
+    for _ in range(int(WAIT_S * 10)):
+        if publishing.failures:
+            return
+        done.wait(0.1)
+    raise AssertionError("publishing to a dead server did not fail")
