@@ -25,14 +25,15 @@ ROWS_MAX: Final = 10_000
 
 _OUT: Final = "(a:{node} {{key: $key}})-[e:{edge}]->(b:{node})"
 _IN: Final = "(a:{node} {{key: $key}})<-[e:{edge}]-(b:{node})"
+_EITHER: Final = "(a:{node} {{key: $key}})-[e:{edge}]-(b:{node})"
 _NEIGHBOURS: Final = """
 MATCH PATTERN WHERE a.live AND b.live AND ($every OR e.kind IN $kinds)
-RETURN b.key, b.kind, b.name, e.kind AS edge ORDER BY edge, b.key LIMIT $limit"""
-_LINKS: Final = "MATCH PATTERN WHERE b.live RETURN DISTINCT b.key, e.kind LIMIT $limit"
+RETURN b.key, b.kind, b.name, e.kind AS edge ORDER BY edge, b.key"""
+_LINKS: Final = f"MATCH {_EITHER} WHERE b.live RETURN b.key, e.kind"
 _HIT: Final = "a.key, a.kind, a.name, a.properties"
 _BY_KEY: Final = f"MATCH (a:{{node}} {{{{key: $name}}}}) WHERE a.live RETURN {_HIT}"
 _BY_NAME: Final = f"""
-MATCH (a:{{node}}) WHERE a.name = $name AND a.live AND a.key <> $name RETURN {_HIT} ORDER BY a.key LIMIT $limit"""
+MATCH (a:{{node}}) WHERE a.name = $name AND a.live AND a.key <> $name RETURN {_HIT} ORDER BY a.key"""
 
 
 class LadybugReader:
@@ -49,13 +50,13 @@ class LadybugReader:
         kinds = [kind for kind in edges or () if storable(kind)]
         if limit < 1 or not storable(key) or (edges is not None and not kinds):
             return []
-        asked = {"key": key, "every": edges is None, "kinds": kinds or [""], "limit": min(limit, ROWS_MAX)}
+        asked = {"key": key, "every": edges is None, "kinds": kinds or [""]}
         found: list[Neighbour] = []
         if direction != "in":
-            rows = self._rows(_NEIGHBOURS.replace("PATTERN", _OUT), generation, **asked)
+            rows = self._rows(_NEIGHBOURS.replace("PATTERN", _OUT), generation, limit, **asked)
             found += (Neighbour(other, kind, name, edge, "out", STORE) for other, kind, name, edge in rows)
         if direction != "out":
-            rows = self._rows(_NEIGHBOURS.replace("PATTERN", _IN), generation, **asked)
+            rows = self._rows(_NEIGHBOURS.replace("PATTERN", _IN), generation, limit, **asked)
             found += (Neighbour(other, kind, name, edge, "in", STORE) for other, kind, name, edge in rows)
         return sorted(found, key=lambda n: (n.edge, n.key, n.direction == "in"))[:limit]
 
@@ -76,22 +77,20 @@ class LadybugReader:
         if limit < 1 or not storable(name):
             return []
         found = [_hit(row, 2.0) for row in self._by_key(generation, name)]
-        named = self._rows(_BY_NAME, generation, name=name, limit=min(limit, ROWS_MAX))
+        named = self._rows(_BY_NAME, generation, limit, name=name)
         return (found + [_hit(row, 1.0) for row in named])[:limit]
 
     def _by_key(self, generation: str, key: str) -> list[list[Any]]:
-        return self._rows(_BY_KEY, generation, name=key) if storable(key) else []
+        return self._rows(_BY_KEY, generation, 1, name=key) if storable(key) else []
 
     def _links(self, generation: str, key: str) -> Iterator[Link]:
-        for pattern in (_OUT, _IN):
-            rows = self._rows(_LINKS.replace("PATTERN", pattern), generation, key=key, limit=ROWS_MAX)
-            yield from ((other, edge) for other, edge in rows)
+        return ((other, edge) for other, edge in self._rows(_LINKS, generation, ROWS_MAX, key=key))
 
-    def _rows(self, template: str, generation: str, **parameters: Any) -> list[list[Any]]:
+    def _rows(self, template: str, generation: str, limit: int, **parameters: Any) -> list[list[Any]]:
         """The answer's rows. Whatever fails here is the store's failing, not a record's."""
         try:
             with self._lock:
-                return self._session.rows(template, generation, **parameters)
+                return self._session.rows(template, generation, min(limit, ROWS_MAX), **parameters)
         except StoreUnavailable:
             raise
         except StoreError as error:

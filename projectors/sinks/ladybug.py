@@ -26,7 +26,8 @@ from projectors.sinks.ladybug_graph import Session, open_session, storable
 TRANSACTION_NODES: Final = 2_000
 TRANSACTION_EDGES: Final = 20_000
 """A larger batch is committed in parts: Ladybug keeps what is not yet committed in memory."""
-STATEMENT_ROWS: Final = 5_000
+STATEMENT_ROWS: Final = 1_000
+"""Readers wait for a statement to end."""
 PAGE_NODES: Final = 5_000
 STUB_VERSION: Final = -1
 """Below every version of a stream: any change of the node replaces the stub."""

@@ -5,6 +5,9 @@ tombstones and stubs are nodes that are not ``live``; so a node's offset in its 
 
 Ladybug (the successor of Kuzu) allows one process a database, one ``Database`` object a process and one
 writing transaction at a time. Its errors are all ``RuntimeError``, told apart by their text.
+
+Statements of one process take turns, on one thread each. A reader beside a checkpoint was seen to end in a
+wrong graph or a crash (0.22.0), and a second thread made small statements forty times slower.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -21,15 +24,16 @@ import ladybug
 
 from outbox.errors import SettingsError, StoreError, StoreUnavailable
 from projectors.sinks.shared import Shared
+from projectors.sinks.turns import Turns, acquired
 
 FILE_NAME: Final = "graph.lbug"
 BUFFER_MIB: Final = 256
 """Ladybug's own default is 80 % of the machine's memory."""
-THREADS: Final = 2
+THREADS: Final = 1
 CHECKPOINT_BYTES: Final = 16 * 1024 * 1024
 """The write-ahead log goes into the database file when it is longer than this."""
-WRITE_WAIT_S: Final = 30.0
-"""Longest wait for another sink's transaction in this process."""
+WAIT_S: Final = 30.0
+"""Longest wait for another sink's transaction, or for a turn."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
 _LOCKED: Final = "Could not set lock on file"
@@ -50,6 +54,7 @@ class Graph:
 
     database: Any
     writing: threading.Lock = field(default_factory=threading.Lock)
+    turns: Turns = field(default_factory=lambda: Turns(WAIT_S, "ladybug: another statement is running"))
     definitions: int = 0
 
 
@@ -61,20 +66,17 @@ class Session:
         self._projection = projection
         self._definitions = -1
         self._in_transaction = False
+        self._in_turn = False
         self._connection: Any = None
 
-    def rows(self, template: str, generation: str, **parameters: Any) -> list[list[Any]]:
-        """Run one statement; ``{node}`` and ``{edge}`` in it stand for the generation's tables.
+    def rows(self, template: str, generation: str, most: int | None = None, **parameters: Any) -> list[list[Any]]:
+        """Run one statement; ``{node}`` and ``{edge}`` in it stand for the generation's tables. ``most`` bounds
+        the rows given (and costs less than a LIMIT).
 
         Raises :class:`~outbox.errors.StoreUnavailable` or :class:`~outbox.errors.StoreError`.
         """
         prefix = f"{self._projection}:{generation}"
-        statement = template.format(node=f"`{prefix}:node`", edge=f"`{prefix}:edge`")
-        with told_apart():
-            result = self._connected().execute(statement, parameters)
-            found: list[list[Any]] = result.get_all()
-            result.close()
-        return found
+        return self._run(template.format(node=f"`{prefix}:node`", edge=f"`{prefix}:edge`"), parameters, most)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -84,8 +86,8 @@ class Session:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """One snapshot for several statements."""
-        with self._transaction("BEGIN TRANSACTION READ ONLY"):
+        """One snapshot and one turn for several statements, which must be quick: everybody else waits."""
+        with self._turn(), self._transaction("BEGIN TRANSACTION READ ONLY"):
             yield
 
     def define(self, generation: str, *templates: str) -> None:
@@ -108,35 +110,46 @@ class Session:
         if self._connection is None or stale:
             self.close()
             self._definitions = self._graph.definitions
-            self._connection = ladybug.Connection(self._graph.database)
+            self._connection = ladybug.Connection(self._graph.database, num_threads=THREADS)
         return self._connection
 
+    def _alone(self) -> AbstractContextManager[None]:
+        return acquired(self._graph.writing, WAIT_S, "ladybug: another sink is writing")
+
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        if not self._graph.writing.acquire(timeout=WRITE_WAIT_S):
-            raise StoreUnavailable(f"ladybug: another sink has been writing for {WRITE_WAIT_S:.0f} s")
-        try:
+    def _turn(self) -> Iterator[None]:
+        if self._in_turn:
             yield
-        finally:
-            self._graph.writing.release()
+            return
+        with self._graph.turns.take():
+            self._in_turn = True
+            try:
+                yield
+            finally:
+                self._in_turn = False
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[None]:
-        self._control(begin)
+        self._run(begin)
         self._in_transaction = True
         try:
             yield
-            self._control("COMMIT")
+            self._run("COMMIT")
         except BaseException:
-            with suppress(RuntimeError):  # Ladybug has mostly rolled back by itself and refuses a second time
-                self._connection.execute("ROLLBACK")
+            with suppress(StoreError):  # Ladybug has mostly rolled back by itself and refuses a second time
+                self._run("ROLLBACK")
             raise
         finally:
             self._in_transaction = False
 
-    def _control(self, statement: str) -> None:
-        with told_apart():
-            self._connected().execute(statement).close()
+    def _run(
+        self, statement: str, parameters: Mapping[str, Any] | None = None, most: int | None = None
+    ) -> list[list[Any]]:
+        with self._turn(), told_apart():
+            result = self._connected().execute(statement, dict(parameters or {}))
+            found: list[list[Any]] = result.get_all() if most is None else result.get_n(most)
+            result.close()
+        return found
 
 
 _GRAPHS: Final[Shared[Graph]] = Shared(lambda graph: graph.database.close())
@@ -146,8 +159,8 @@ _GRAPHS: Final[Shared[Graph]] = Shared(lambda graph: graph.database.close())
 def open_session(projection: str, settings: Mapping[str, Any]) -> Iterator[Session]:
     """A session on the graph at ``path``: a folder, or a file that ends in ``.lbug``.
 
-    Other settings, heeded when the process opens the path first: ``buffer_mib`` (memory for pages, default
-    256) and ``threads`` (default 2). Raises :class:`~outbox.errors.SettingsError`, or
+    ``buffer_mib``, heeded where the process opens the path first, bounds the memory for pages (default 256).
+    Raises :class:`~outbox.errors.SettingsError`, or
     :class:`~outbox.errors.StoreUnavailable` if another process holds the path.
     """
     if not settings.get("path"):
@@ -194,7 +207,7 @@ def _open(path: Path, settings: Mapping[str, Any]) -> Graph:
             ladybug.Database(
                 str(path),
                 buffer_pool_size=int(settings.get("buffer_mib") or BUFFER_MIB) * 1024 * 1024,
-                max_num_threads=int(settings.get("threads") or THREADS),
+                max_num_threads=THREADS,
                 checkpoint_threshold=CHECKPOINT_BYTES,
             )
         )
