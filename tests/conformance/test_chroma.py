@@ -76,12 +76,13 @@ def test_stated_dimensions_are_held_from_the_first_record(folder: dict[str, str]
         assert held(sink, G) == expected(vectors(3))
 
 
-def test_requests_are_bounded_in_bytes(sink: ChromaSink, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_are_bounded_in_rows_and_bytes(sink: ChromaSink, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chroma, "REQUEST_BYTES", 2_000)
     rows = [chroma.encode(change) for change in vectors(30)]
-    parts = list(chroma._bounded(rows))
+    parts = list(chroma._bounded(rows, 100))
     assert [row for part in parts for row in part] == rows
     assert len(parts) > 5
+    assert [len(part) for part in chroma._bounded(rows[:3], 1)] == [1, 1, 1]
     assert all(len(part) == 1 or sum(row.size for row in part) <= 2_000 for part in parts)
     sink.apply(G, vectors(30))
     assert held(sink, G) == expected(vectors(30))
