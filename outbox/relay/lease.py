@@ -7,11 +7,20 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
-from outbox.database import Connection
+import psycopg
+
+from outbox.database import Connection, connect
+from outbox.errors import DatabaseError, Fenced
+
+STALL_S: Final = 120.0
+"""A leader that has not finished a step for so long hangs: longer than any wait of a broker's client."""
 
 _TAKE: Final = """
 INSERT INTO outbox.lease AS l (name, holder, epoch, expires_at)
@@ -46,8 +55,9 @@ class Lease:
         return connection.execute(_RENEW, self._parameters()).rowcount == 1
 
     def release(self, connection: Connection) -> None:
-        """Let the next one in at once, if the lease is still ours."""
-        connection.execute(_RELEASE, self._parameters())
+        """Let the next one in at once, if the lease is still ours and the connection lives."""
+        with suppress(psycopg.Error):  # else it runs out by itself
+            connection.execute(_RELEASE, self._parameters())
 
     def _parameters(self) -> dict[str, object]:
         return {"name": self.name, "epoch": self.epoch, "ttl_s": self.ttl_s}
@@ -57,3 +67,46 @@ def take(connection: Connection, name: str, holder: str, ttl_s: float) -> Lease 
     """Take the lease if it is free, expired or this holder's own; None if another one holds it."""
     row = connection.execute(_TAKE, {"name": name, "holder": holder, "ttl_s": ttl_s}).fetchone()
     return Lease(name, row[0], ttl_s) if row else None
+
+
+class Keeper:
+    """Renews a lease from a thread, so that a slow page (a huge backlog, a slow broker) does not lose it.
+
+    A paused process pauses its keeper too. A leader that hangs for :data:`STALL_S` is no longer kept.
+    """
+
+    def __init__(self, dsn: str, lease: Lease) -> None:
+        self._dsn = dsn
+        self._lease = lease
+        self._stop = threading.Event()
+        self._lost: Exception | None = None
+        self._seen = time.monotonic()
+        self._thread = threading.Thread(target=self._keep, name="outbox-lease", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def check(self) -> None:
+        """Say that the leader goes on. Raises what ended the lease: ``Fenced`` or ``DatabaseError``."""
+        self._seen = time.monotonic()
+        if self._lost is not None:
+            raise self._lost
+
+    def _keep(self) -> None:
+        try:
+            with connect(self._dsn) as connection:
+                while not self._stop.wait(self._lease.ttl_s / 3):
+                    self._renew(connection)
+        except (psycopg.Error, DatabaseError, Fenced) as error:
+            self._lost = error
+
+    def _renew(self, connection: Connection) -> None:
+        if time.monotonic() - self._seen > STALL_S:
+            raise Fenced(f"relay {self._lease.name!r}: no step was finished within {STALL_S:.0f} s")
+        if not self._lease.renew(connection):
+            raise Fenced(f"relay {self._lease.name!r}: another process has taken over from epoch {self._lease.epoch}")

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
+from psycopg.rows import tuple_row
 
 from outbox.broker.protocol import Message
 from outbox.database import Connection
 from outbox.envelope import event_message, plain_message
 from outbox.relay.cursor import Cursor, Snapshot
 
-_COLUMNS: Final = """
-o.seq, o.position, coalesce(o.topic, ''), coalesce(o.key, e.stream), o.headers, coalesce(o.payload, e.data),
-e.version, e.type, e.id, e.at, e.meta
+PLANNING: Final[Mapping[str, str]] = {
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+    "plan_cache_mode": "force_generic_plan",
+}
+"""Settings of the connection to read on. The outbox has no statistics worth the name (it fills and empties
+all the time), so the one good plan (index on xid, sort, look each event up) is not left to chance."""
+
+COLUMNS: Final = """
+o.seq, o.position, o.topic, o.key, o.headers, o.payload, e.stream, e.version, e.type, e.data, e.id, e.at, e.meta
 """
+"""What :func:`outbox_row` reads, of a row ``o`` of the outbox and its event ``e``, if it has one."""
 
 # A window that begins now: what this statement sees is what the new snapshot b sees, so nothing else is asked.
 _BEGIN: Final = f"""
@@ -28,7 +39,7 @@ o AS (
         SELECT * FROM outbox.outbox WHERE xid = ANY (%(in_progress)s::text[]::xid8[])
     ) r ORDER BY seq LIMIT %(limit)s
 )
-SELECT s.b, {_COLUMNS} FROM s LEFT JOIN o ON true LEFT JOIN outbox.event e USING (position) ORDER BY o.seq
+SELECT s.b, {COLUMNS} FROM s LEFT JOIN o ON true LEFT JOIN outbox.event e USING (position) ORDER BY o.seq
 """
 
 # The rest of a window too large for one page: sorted once by a cursor of the server's, then fetched.
@@ -40,7 +51,7 @@ WITH o AS (
         SELECT * FROM outbox.outbox WHERE xid = ANY (%(in_progress)s::text[]::xid8[])
     ) r WHERE seq > %(last)s AND pg_visible_in_snapshot(xid, %(b)s::pg_snapshot) ORDER BY seq
 )
-SELECT {_COLUMNS} FROM o LEFT JOIN outbox.event e USING (position) ORDER BY o.seq
+SELECT {COLUMNS} FROM o LEFT JOIN outbox.event e USING (position) ORDER BY o.seq
 """
 
 
@@ -61,8 +72,16 @@ class Page:
     cursor: Cursor
 
 
+def outbox_row(prefix: str, row: Sequence[Any]) -> OutboxRow:
+    """Make one row of :data:`COLUMNS` the message it stands for."""
+    seq, position, topic, key, headers, payload, stream, version, type_, data, id_, at, meta = row
+    if position is None:
+        return OutboxRow(seq, None, plain_message(topic, key, headers, payload))
+    return OutboxRow(seq, position, event_message(prefix, stream, version, type_, data, id_, position, at, meta))
+
+
 class PollEngine:
-    """Reads pages on a connection of its own (autocommit, sequential scans off). Used by one thread."""
+    """Reads pages on a connection of its own (autocommit, :data:`PLANNING` set). Used by one thread."""
 
     def __init__(self, connection: Connection, prefix: str) -> None:
         self._connection = connection
@@ -75,23 +94,22 @@ class PollEngine:
 
     def close(self) -> None:
         """Give up the window being read, if any; its cursor says where to go on."""
-        if self._rest is not None:
-            self._rest.close()
-            self._rest = None
-            self._connection.execute("COMMIT")
+        rest, self._rest = self._rest, None
+        if rest is not None and not self._connection.closed:
+            self._connection.execute("ROLLBACK")
 
     def _begin(self, cursor: Cursor, limit: int) -> Page:
         a = cursor.b
         parameters = {"xmax": str(a.xmax), "in_progress": a.in_progress, "limit": limit}
-        found = self._connection.execute(_BEGIN, parameters).fetchall()
+        found = self._connection.execute(_BEGIN, parameters, prepare=True, binary=True).fetchall()
         b = Snapshot(found[0][0])
-        rows = [self._row(r[1:]) for r in found if r[1] is not None]
+        rows = [outbox_row(self._prefix, r[1:]) for r in found if r[1] is not None]
         return Page(rows, Cursor(a, b, rows[-1].seq) if len(rows) == limit else Cursor(b, b))
 
     def _continue(self, cursor: Cursor, limit: int) -> Page:
         if self._rest is None:
             self._rest = self._open_rest(cursor)
-        rows = [self._row(r) for r in self._rest.fetchmany(limit)]
+        rows = [outbox_row(self._prefix, r) for r in self._rest.fetchmany(limit)]
         if len(rows) == limit:
             return Page(rows, Cursor(cursor.a, cursor.b, rows[-1].seq))
         self.close()
@@ -99,23 +117,12 @@ class PollEngine:
 
     def _open_rest(self, cursor: Cursor) -> psycopg.ServerCursor[tuple[Any, ...]]:
         self._connection.execute("BEGIN")
-        rest = self._connection.cursor(name="outbox_window")
-        rest.execute(
-            _CONTINUE,
-            {
-                "xmax": str(cursor.a.xmax),
-                "xmax_b": str(cursor.b.xmax),
-                "in_progress": cursor.a.in_progress,
-                "b": cursor.b.text,
-                "last": cursor.last,
-            },
-        )
-        return rest
-
-    def _row(self, row: Sequence[Any]) -> OutboxRow:
-        seq, position, topic, key, headers, payload, version, type_, id_, at, meta = row
-        if position is None:
-            return OutboxRow(seq, None, plain_message(topic, key, headers, payload))
-        return OutboxRow(
-            seq, position, event_message(self._prefix, key, version, type_, payload, id_, position, at, meta)
-        )
+        rest = psycopg.ServerCursor(self._connection, "outbox_window", row_factory=tuple_row)
+        parameters = {
+            "xmax": str(cursor.a.xmax),
+            "xmax_b": str(cursor.b.xmax),
+            "in_progress": cursor.a.in_progress,
+            "b": cursor.b.text,
+            "last": cursor.last,
+        }
+        return rest.execute(_CONTINUE, parameters, binary=True)

@@ -44,8 +44,8 @@ DECLARE
     base  bigint;
     fits  boolean;
     found record;
+    own   xid8 := pg_current_xact_id_if_assigned();     -- before anything is tried here
 BEGIN
-    xid := pg_current_xact_id()::text;
     LOOP
         base := coalesce((SELECT e.version FROM outbox.event e WHERE e.stream = p_stream
                           ORDER BY e.version DESC LIMIT 1), 0);
@@ -62,6 +62,7 @@ BEGIN
         IF positions IS NOT NULL THEN
             status := 'written';
             version := base + cardinality(p_ids);
+            xid := pg_current_xact_id()::text;
             RETURN;
         END IF;
         -- Not written: said before, said elsewhere, a conflict, or a race that was lost.
@@ -75,8 +76,9 @@ BEGIN
             status := 'repeated';
             version := found.last;
             positions := found.positions;
-            -- Whoever waits for this must wait for the transaction that wrote the events, which may be the later one.
-            xid := greatest(xid::xid8, found.xid)::text;
+            -- Whoever waits for this must wait for the transaction that wrote the events, and for what else was
+            -- written in this one.
+            xid := greatest(own, found.xid)::text;
             RETURN;
         ELSIF found.ids IS NOT NULL THEN
             status := 'duplicate';

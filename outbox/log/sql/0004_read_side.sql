@@ -21,21 +21,25 @@ CREATE TABLE IF NOT EXISTS outbox.checkpoint (
     partition  integer     NOT NULL,
     "offset"   bigint      NOT NULL,
     at         timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (projector, generation, topic, partition)
+    PRIMARY KEY (projector, generation, topic, partition),
+    -- A process that still works on a dropped generation is stopped here.
+    FOREIGN KEY (projector, generation) REFERENCES outbox.generation ON DELETE CASCADE
 ) WITH (fillfactor = 50);
 
--- A stream whose event cannot be applied; its later events wait in the log.
+-- A stream whose event cannot be applied; its later events wait in the log. Version 0: a message that is no event
+-- came under this key; it holds up nothing.
 CREATE TABLE IF NOT EXISTS outbox.dead_letter (
     projector  text        NOT NULL,
     generation text        NOT NULL,
-    stream     text        NOT NULL,
+    stream     text        COLLATE "C" NOT NULL,
     version    bigint      NOT NULL,    -- the first event that is not applied
     type       text        NOT NULL,
     error      text        NOT NULL,
     attempts   integer     NOT NULL DEFAULT 1,
     retry      boolean     NOT NULL DEFAULT false,  -- somebody asked to try it again
     at         timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (projector, generation, stream)
+    PRIMARY KEY (projector, generation, stream),
+    FOREIGN KEY (projector, generation) REFERENCES outbox.generation ON DELETE CASCADE
 );
 
 -- A projector says that it is alive and how its store fares.

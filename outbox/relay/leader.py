@@ -1,0 +1,158 @@
+"""One term as the leader: page after page, from taking the lease to losing it.
+
+At least once: a row is published before the cursor passes it. What a crash leaves between the steps of
+:meth:`Leader.step` is written there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Final, Protocol
+
+import structlog
+
+from outbox.broker.protocol import Producer
+from outbox.database import Connection, first_line
+from outbox.errors import MessageRefused
+from outbox.metrics import RELAY_PUBLISHED
+from outbox.relay import cursor as cursors
+from outbox.relay.cursor import Cursor
+from outbox.relay.lease import Lease
+from outbox.relay.parking import REDRIVE_ROWS, Key, Parking
+from outbox.relay.poll import OutboxRow, Page
+from outbox.relay.ring import PART_ROWS, trim
+from outbox.relay.settings import RelaySettings
+
+log = structlog.get_logger("outbox.relay")
+
+TRIM_EVERY_S: Final = 30.0
+"""Even a quiet outbox is emptied after a burst."""
+
+REDRIVE_EVERY_S: Final = 1.0
+"""How soon a parked key that somebody asked for is tried again."""
+
+Published = dict[tuple[str, int], int]
+"""The last offset by topic and partition."""
+
+
+class Engine(Protocol):
+    """How rows leave PostgreSQL."""
+
+    def read(self, cursor: Cursor, limit: int) -> Page: ...
+    def close(self) -> None: ...
+
+
+class Leader:
+    """Publishes what comes after its cursor. Used by one thread."""
+
+    def __init__(
+        self, connection: Connection, engine: Engine, producer: Producer, lease: Lease, settings: RelaySettings
+    ) -> None:
+        self._connection = connection
+        self._engine = engine
+        self._producer = producer
+        self._lease = lease
+        self._settings = settings
+        self._cursor = cursors.load(connection, lease.name, lease.epoch)
+        self._parking = Parking(connection, lease.name, settings.prefix)
+        self._limit = settings.page_min
+        self._since_trim = 1  # what an earlier term left is trimmed too
+        self._written_at = self._trimmed_at = self._redriven_at = time.monotonic()
+
+    def step(self) -> int:
+        """Publish one page and return its number of rows. Raises :class:`~outbox.errors.Fenced`.
+
+        1. Read the next page after the cursor. A crash here leaves nothing.
+        2. Publish it and wait until the broker has it all. A crash here: it is published again later,
+           in the same order, and consumers know each event by its stream and version.
+        3. Advance the cursor, the map of what is published and the lease, and write down what is parked, in
+           one transaction that takes effect only for the leader's epoch. A crash after it leaves nothing to do.
+        """
+        page = self._engine.read(self._cursor, self._limit)
+        published = self._publish(page.rows)
+        if page.rows or self._due():
+            self._advance(page.cursor, published)
+        self._cursor = page.cursor
+        self._adapt(len(page.rows))
+        self._trim(len(page.rows))
+        return len(page.rows) + self._redrive()
+
+    def _publish(self, rows: Sequence[OutboxRow]) -> Published:
+        """Publish what is not parked. A row that is refused splits its run in two, so no row is sent more than twice.
+
+        (What came before it has been acknowledged, but at offsets the refusal does not tell.)
+        """
+        published: Published = {}
+        runs = [list(rows)]
+        while runs:
+            run = self._parking.pass_by(runs.pop(0))
+            try:
+                published.update(self._send(run))
+            except MessageRefused as refused:
+                row = run[refused.index]
+                self._parking.hold(row, first_line(refused))
+                log.warning("parked", topic=row.message.topic, key=row.message.key, reason=first_line(refused))
+                runs[:0] = [run[: refused.index], run[refused.index + 1 :]]
+        return published
+
+    def _send(self, rows: Sequence[OutboxRow]) -> Published:
+        if not rows:
+            return {}
+        sent = self._producer.publish([row.message for row in rows])
+        RELAY_PUBLISHED.inc(len(rows))
+        return dict(sent)
+
+    def _advance(self, cursor: Cursor, published: Published) -> None:
+        lease = self._lease
+        with self._connection.transaction() if self._parking.held else nullcontext():
+            cursors.advance(self._connection, lease.name, lease.epoch, cursor, published, self._settings.lease_s)
+            if self._parking.held:
+                self._parking.write()
+        self._written_at = time.monotonic()
+
+    def _due(self) -> bool:
+        """Idle windows are written down now and then only: every write is one more transaction."""
+        return time.monotonic() - self._written_at > self._settings.lease_s / 3
+
+    def _adapt(self, rows: int) -> None:
+        if rows == self._limit:
+            self._limit = min(self._limit * 2, self._settings.page_max)
+        elif rows < self._limit // 4:
+            self._limit = max(self._limit // 2, self._settings.page_min)
+
+    def _trim(self, rows: int) -> None:
+        self._since_trim += rows
+        overdue = self._since_trim and time.monotonic() - self._trimmed_at > TRIM_EVERY_S
+        if self._cursor.open or not (self._since_trim >= PART_ROWS or overdue):
+            return
+        self._advance(self._cursor, {})
+        _, left = trim(self._connection)
+        self._since_trim, self._trimmed_at = min(left, 1), time.monotonic()
+
+    def _redrive(self) -> int:
+        """Publish the rows of parked keys that may go on; returns how many."""
+        if not self._parking or time.monotonic() - self._redriven_at < REDRIVE_EVERY_S:
+            return 0
+        self._redriven_at = time.monotonic()
+        tried = [self._try_again(key) for key in self._parking.due()]
+        if REDRIVE_ROWS in tried:
+            self._redriven_at = 0.0  # a long queue goes on with the next step
+        return sum(tried)
+
+    def _try_again(self, key: Key) -> int:
+        """As :meth:`step`: publish, then delete and advance in one transaction guarded by the epoch."""
+        rows, refused = self._parking.rows(key), None
+        try:
+            published = self._send(rows)
+        except MessageRefused as error:
+            refused, reason = rows[error.index], first_line(error)
+            rows = rows[: error.index]
+            published = self._send(rows)
+        with self._connection.transaction():
+            self._advance(self._cursor, published)
+            self._parking.done(key, rows)
+            if refused is not None:
+                self._parking.refused(key, refused, reason)
+        return len(rows)

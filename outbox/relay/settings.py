@@ -1,0 +1,24 @@
+"""What a relay can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RelaySettings:
+    """Times in seconds, pages in rows of the outbox."""
+
+    name: str = "relay"
+    """Relays of one name share one lease and one cursor. Each name publishes everything."""
+    prefix: str = "outbox"
+    """An event's topic is ``<prefix>.<category>``."""
+    lease_s: float = 3.0
+    """How long after a leader's last sign of life another one takes over."""
+    page_min: int = 200
+    page_max: int = 10_000
+    sleep_min_s: float = 0.001
+    sleep_max_s: float = 0.05
+    """An idle relay asks ever less often, down to this: it bounds the delay of the first row after a pause."""
+    retry_s: float = 0.5
+    """Pause after a failure of the broker or the database."""
