@@ -8,8 +8,9 @@ between two of them, or that changed and changed back, may be in the store alrea
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Final
 
 from outbox.errors import ProjectionError
@@ -23,6 +24,12 @@ STATES_MAX: Final = 20_000
 Below = Callable[[Mapping[str, int]], Iterable[Event]]
 """Reads, for each stream, its events below a version (:func:`outbox.log.read.read_below`)."""
 
+Batch = dict[int, Event]
+"""Events of one stream by version."""
+
+Forms = Mapping[str, tuple[Record, bytes]]
+"""Records with their canonical forms, by key."""
+
 
 @dataclass(frozen=True, slots=True)
 class State:
@@ -34,7 +41,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A stream that could not be folded: ``version`` is the first event that is not in ``changes``."""
+    """A stream that cannot go on; ``version`` is its first event that is not in the store."""
 
     stream: str
     version: int
@@ -44,11 +51,51 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """What a batch of events asks of the store."""
+    """What a batch asks of the store for one stream.
 
+    ``first`` is the first event folded (None: there was none), ``failure`` why it ends before the last.
+    """
+
+    stream: str
+    state: State
     changes: Sequence[Change] = ()
-    states: Mapping[str, State] = field(default_factory=dict)
-    failures: Sequence[Failure] = ()
+    first: Event | None = None
+    failure: Failure | None = None
+
+
+def advance(projection: Projection, state: State, event: Event) -> State:
+    """The state one event further.
+
+    Raises :class:`~outbox.errors.ProjectionError` if the event is not the next one, and whatever the
+    projection's own code raises.
+    """
+    if event.version != state.version + 1:
+        raise ProjectionError(f"the log has no version {state.version + 1} of it")
+    return State(event.version, projection.fold(state.value, event))
+
+
+def forms(projection: Projection, stream: str, value: Any) -> Forms:
+    """The records of a state.
+
+    Raises :class:`~outbox.errors.ProjectionError` for a key of another stream, and whatever the projection's
+    own code raises or a record raises that has no canonical form.
+    """
+    records = {} if value is None else by_key(projection.records(stream, value))
+    for key in records:
+        if key != stream and not key.startswith(stream + "#"):
+            raise ProjectionError(f"record key {key!r} is not owned by the stream {stream!r}")
+    return {key: (record, canonical(record)) for key, record in records.items()}
+
+
+def touched(before: Forms, after: Forms) -> set[str]:
+    """The keys whose record is new, other or gone."""
+    gone = before.keys() - after.keys()
+    return gone | {key for key, (_, form) in after.items() if key not in before or before[key][1] != form}
+
+
+def said(error: Exception) -> str:
+    """An error of a projection's own code, as it stands in a dead letter."""
+    return f"{type(error).__name__}: {error}"
 
 
 class Folding:
@@ -60,124 +107,93 @@ class Folding:
         self._states_max = states_max
         self._states: OrderedDict[str, State] = OrderedDict()
 
-    def fold(self, events: Iterable[Event]) -> Folded:
+    def fold(self, events: Iterable[Event]) -> list[Folded]:
         """Coalesce the events per stream and fold them. Nothing is remembered until :meth:`keep`.
 
         Events already folded (the same or a lower version) are passed over; missing ones are read from
         the log. A stream whose fold raises gives a :class:`Failure`; the others are not held up by it.
         """
-        streams = self._group(events)
-        bases, failures = self._bases(streams)
-        changes: list[Change] = []
-        states: dict[str, State] = {}
-        for stream, batch in streams.items():
-            if any(f.stream == stream for f in failures):
-                continue
-            state, changed, failure = self._stream(stream, bases[stream], batch)
-            changes += changed
-            states[stream] = state
-            if failure is not None:
-                failures.append(failure)
-        return Folded(changes, states, failures)
+        batches = self._group(events)
+        bases = {stream: self._states.get(stream) or State() for stream in batches}
+        failures = self._fill(batches, bases)
+        return [
+            self._stream(stream, bases[stream], batch)
+            if stream not in failures
+            else Folded(stream, bases[stream], failure=failures[stream])
+            for stream, batch in batches.items()
+        ]
 
-    def keep(self, folded: Folded) -> None:
+    def keep(self, folded: Iterable[Folded]) -> None:
         """Remember the states, once their changes are in the store."""
-        for stream, state in folded.states.items():
-            self._states[stream] = state
-            self._states.move_to_end(stream)
+        for one in folded:
+            if one.first is not None:
+                self._states[one.stream] = one.state
+                self._states.move_to_end(one.stream)
         while len(self._states) > self._states_max:
             self._states.popitem(last=False)
 
-    def forget(self) -> None:
-        """Drop every state: after a failure, or when partitions have moved, the log knows better."""
-        self._states.clear()
+    def forget(self, stream: str) -> None:
+        """Drop one stream's state, so that all of it is folded and written again."""
+        self._states.pop(stream, None)
 
-    def _group(self, events: Iterable[Event]) -> dict[str, dict[int, Event]]:
-        streams: dict[str, dict[int, Event]] = {}
+    def _group(self, events: Iterable[Event]) -> dict[str, Batch]:
+        batches: dict[str, Batch] = {}
         for event in events:
             known = self._states.get(event.stream)
             if known is None or event.version > known.version:
-                streams.setdefault(event.stream, {})[event.version] = event
-        return streams
+                batches.setdefault(event.stream, {})[event.version] = event
+        return batches
 
-    def _bases(self, streams: Mapping[str, dict[int, Event]]) -> tuple[dict[str, State], list[Failure]]:
-        """Where each stream's fold begins: the cached state, nothing, or (to be read) all below its first event.
+    def _fill(self, batches: Mapping[str, Batch], bases: dict[str, State]) -> dict[str, Failure]:
+        """Read what is missing: into ``bases`` what lies below a batch, into the batch what lies within.
 
-        A hole behind a cached state is filled into the batch, since its events are in no store yet. Without a
-        cached state everything below the first event delivered is applied already.
+        A hole behind a cached state is filled into the batch, since its events may be in no store yet. Without
+        a cached state everything below the first event delivered is applied: the checkpoint has passed it.
         """
-        bases: dict[str, State] = {}
-        missing: dict[str, int] = {}
-        failures: list[Failure] = []
-        for stream, batch in streams.items():
-            first = min(batch)
-            cached = self._states.get(stream)
-            bases[stream] = cached or State()
-            if any(v not in batch for v in range(bases[stream].version + 1, max(batch))):
-                missing[stream] = first if cached is None else max(batch)
-            if cached is None and len(batch) < max(batch) - first + 1:
-                missing[stream] = max(batch)
-        for stream, history in _runs(self._below(missing)) if missing else ():
-            batch = streams[stream]
-            first = min(batch)
+        missing = {s: below for s, batch in batches.items() if (below := self._missing_below(s, batch))}
+        failures: dict[str, Failure] = {}
+        for stream, history in groupby(self._below(missing), key=lambda e: e.stream) if missing else ():
+            batch = batches[stream]
+            first = min(batch) if stream not in self._states else 0
             for event in history:
-                if event.version < first and stream not in self._states:
-                    try:
-                        bases[stream] = State(event.version, self._projection.fold(bases[stream].value, event))
-                    except Exception as error:  # noqa: BLE001  # the projection's own code may raise anything
-                        failures.append(_failure(event, error))
-                        break
-                elif event.version > bases[stream].version:
-                    batch.setdefault(event.version, event)
-        return bases, failures
+                if event.version >= first:
+                    if event.version > bases[stream].version:
+                        batch.setdefault(event.version, event)
+                    continue
+                try:
+                    bases[stream] = advance(self._projection, bases[stream], event)
+                except Exception as error:  # noqa: BLE001  # the projection's own code may raise anything
+                    failures[stream] = _failure(event, error)
+                    break
+        return failures
 
-    def _stream(
-        self, stream: str, base: State, batch: Mapping[int, Event]
-    ) -> tuple[State, list[Change], Failure | None]:
+    def _missing_below(self, stream: str, batch: Batch) -> int:
+        """The version below which the log must be read; 0 if nothing is missing."""
+        cached, first, last = self._states.get(stream), min(batch), max(batch)
+        begin = first if cached is None else cached.version + 1
+        if len(batch) < last - begin + 1:
+            return last
+        return first if cached is None and first > 1 else 0
+
+    def _stream(self, stream: str, base: State, batch: Batch) -> Folded:
         state, failure = base, None
-        touched: set[str] = set()
-        current = self._records(stream, base.value)
-        for version in sorted(batch):
-            event = batch[version]
-            try:
-                if version != state.version + 1:
-                    raise ProjectionError(f"the log has no version {state.version + 1} of it")
-                value = self._projection.fold(state.value, event)
-                after = self._records(stream, value)
-            except Exception as error:  # noqa: BLE001  # the projection's own code may raise anything
-                failure = _failure(event, error)
-                break
-            touched |= _touched(current, after)
-            state, current = State(version, value), after
-        records = {key: current[key][0] for key in touched if key in current}
-        return state, [Change(k, stream, state.version, records.get(k)) for k in sorted(touched)], failure
-
-    def _records(self, stream: str, value: Any) -> dict[str, tuple[Record, bytes]]:
-        if value is None:
-            return {}
-        records = by_key(self._projection.records(stream, value))
-        for key in records:
-            if key != stream and not key.startswith(stream + "#"):
-                raise ProjectionError(f"record key {key!r} is not owned by the stream {stream!r}")
-        return {key: (record, canonical(record)) for key, record in records.items()}
+        changed: set[str] = set()
+        first = event = batch[min(batch)]
+        current: Forms = {}
+        try:
+            current = forms(self._projection, stream, base.value)
+            for version in sorted(batch):
+                event = batch[version]
+                after = advance(self._projection, state, event)
+                made = forms(self._projection, stream, after.value)
+                changed |= touched(current, made)
+                state, current = after, made
+        except Exception as error:  # noqa: BLE001  # the projection's own code may raise anything
+            failure = _failure(event, error)
+        records = {key: current[key][0] for key in changed if key in current}
+        changes = [Change(key, stream, state.version, records.get(key)) for key in sorted(changed)]
+        return Folded(stream, state, changes, first, failure)
 
 
 def _failure(event: Event, error: Exception) -> Failure:
-    return Failure(event.stream, event.version, event.type, f"{type(error).__name__}: {error}")
-
-
-def _touched(before: Mapping[str, tuple[Record, bytes]], after: Mapping[str, tuple[Record, bytes]]) -> set[str]:
-    gone = before.keys() - after.keys()
-    return gone | {key for key, (_, form) in after.items() if key not in before or before[key][1] != form}
-
-
-def _runs(events: Iterable[Event]) -> Iterator[tuple[str, list[Event]]]:
-    """The events of each stream, which stand together."""
-    run: list[Event] = []
-    for event in events:
-        if run and run[0].stream != event.stream:
-            yield run[0].stream, run
-            run = []
-        run.append(event)
-    if run:
-        yield run[0].stream, run
+    return Failure(event.stream, event.version, event.type, said(error))

@@ -1,6 +1,6 @@
 """What projectors remember in PostgreSQL: generations, checkpoints, dead letters and their own health.
 
-Every function is one statement. Names follow the tables of 0004_read_side.sql.
+Every function is one statement or one transaction. Names follow the tables of 0004_read_side.sql.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ ON CONFLICT (projector, generation, stream) DO UPDATE
 SET version = excluded.version, type = excluded.type, error = excluded.error, attempts = d.attempts + 1,
     retry = false, at = clock_timestamp()
 """
+_STRAY: Final = """
+INSERT INTO outbox.dead_letter (projector, generation, stream, version, type, error) VALUES (%s, %s, %s, 0, '', %s)
+ON CONFLICT DO NOTHING
+"""
 _HEALTH: Final = """
 INSERT INTO outbox.projector (projector, store, health) VALUES (%s, %s, %s)
 ON CONFLICT (projector) DO UPDATE SET store = excluded.store, health = excluded.health, at = clock_timestamp()
@@ -47,17 +51,24 @@ ON CONFLICT (projector) DO UPDATE SET store = excluded.store, health = excluded.
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One generation of a projector's records. ``progress``: the last stream that a build has loaded."""
+    """One generation of a projector's records. ``progress``: the last stream that a build has loaded.
+
+    ``age_s``: seconds since its state or progress last changed, by the database's clock.
+    """
 
     name: str
     state: GenerationState
     progress: str | None
     records: int
+    age_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A parked stream: ``version`` is its first event that is not applied."""
+    """A parked stream: ``version`` is its first event that is not applied.
+
+    Version 0: a message that is no event came under this key. It is written down and holds up nothing.
+    """
 
     projector: str
     generation: str
@@ -72,9 +83,10 @@ class DeadLetter:
 
 
 def generations(connection: Connection, projector: str) -> list[Generation]:
-    """All generations, oldest first."""
+    """All generations, the one that changed last at the end."""
     rows = connection.execute(
-        "SELECT generation, state, progress, records FROM outbox.generation WHERE projector = %s ORDER BY made_at",
+        "SELECT generation, state, progress, records, extract(epoch FROM clock_timestamp() - changed_at)::float8"
+        " FROM outbox.generation WHERE projector = %s ORDER BY changed_at",
         [projector],
     )
     return [Generation(*row) for row in rows]
@@ -127,13 +139,10 @@ def switch_generation(connection: Connection, projector: str, generation: str) -
 
 
 def forget_generation(connection: Connection, projector: str, generation: str) -> None:
-    """Remove a generation and all that was remembered of it."""
-    with connection.transaction():
-        for table in ("generation", "checkpoint", "dead_letter"):
-            connection.execute(
-                f"DELETE FROM outbox.{table} WHERE projector = %s AND generation = %s".encode(),
-                [projector, generation],
-            )
+    """Remove a generation and, by the tables' references, all that was remembered of it."""
+    connection.execute(
+        "DELETE FROM outbox.generation WHERE projector = %s AND generation = %s", [projector, generation]
+    )
 
 
 # ------------------------------------------------------------- checkpoints
@@ -195,6 +204,33 @@ def dead_letters(
     return [DeadLetter(*row) for row in rows]
 
 
+def note_stray(connection: Connection, projector: str, generation: str, key: str, error: str) -> None:
+    """Write down that a message under this key is no event; once a key, and never over a parked stream."""
+    connection.execute(_STRAY, [projector, generation, key, error[:2_000]])
+
+
+def parked(connection: Connection, projector: str, generation: str) -> set[str]:
+    """The streams that are parked."""
+    rows = connection.execute(
+        "SELECT stream FROM outbox.dead_letter WHERE projector = %s AND generation = %s AND version > 0",
+        [projector, generation],
+    )
+    return {stream for (stream,) in rows}
+
+
+def hold_parked(connection: Connection, projector: str, generation: str, streams: Iterable[str]) -> set[str]:
+    """Those of the streams that are parked, and stay so until the caller's transaction ends.
+
+    Waits for another process that is just trying one of them again.
+    """
+    rows = connection.execute(
+        "SELECT stream FROM outbox.dead_letter WHERE projector = %s AND generation = %s AND version > 0"
+        " AND stream = ANY (%s) ORDER BY stream FOR SHARE",
+        [projector, generation, sorted(streams)],
+    )
+    return {stream for (stream,) in rows}
+
+
 def ask_retry(connection: Connection, projector: str, streams: Iterable[str] | None = None) -> int:
     """Ask the projector to try its parked streams (None: all) again; it does so within a second."""
     return connection.execute(
@@ -204,20 +240,31 @@ def ask_retry(connection: Connection, projector: str, streams: Iterable[str] | N
     ).rowcount
 
 
-def asked_retries(connection: Connection, projector: str, generation: str) -> dict[str, int]:
-    """The parked streams that somebody asked to try again, and their first event not applied."""
-    return dict(
-        connection.execute(
-            "SELECT stream, version FROM outbox.dead_letter WHERE projector = %s AND generation = %s AND retry",
-            [projector, generation],
-        ).fetchall()
-    )
+def take_retry(connection: Connection, projector: str, generation: str) -> str | None:
+    """A stream that somebody asked to try again, held by the caller's transaction; None if nobody did.
+
+    Those that another process is at are passed over.
+    """
+    row = connection.execute(
+        "SELECT stream FROM outbox.dead_letter WHERE projector = %s AND generation = %s AND retry"
+        " ORDER BY at LIMIT 1 FOR UPDATE SKIP LOCKED",
+        [projector, generation],
+    ).fetchone()
+    return row[0] if row else None
 
 
 def unpark(connection: Connection, projector: str, generation: str, stream: str) -> None:
     """The stream is applied; it is parked no longer."""
     connection.execute(
         "DELETE FROM outbox.dead_letter WHERE projector = %s AND generation = %s AND stream = %s",
+        [projector, generation, stream],
+    )
+
+
+def unpark_behind(connection: Connection, projector: str, generation: str, stream: str) -> None:
+    """Forget the dead letters of all streams behind this one: a build is about to fold them again."""
+    connection.execute(
+        "DELETE FROM outbox.dead_letter WHERE projector = %s AND generation = %s AND stream > %s",
         [projector, generation, stream],
     )
 

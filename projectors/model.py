@@ -6,63 +6,83 @@ Used by rebuild (to write it) and by verify (to compare it). Memory stays flat: 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 from outbox.codec import Registry
 from outbox.database import Connection
-from outbox.errors import ProjectionError
-from outbox.event import Event
+from outbox.event import Event, category_of
 from outbox.log.read import read_by_stream, read_stream
+from projectors.decoding import Deferring
+from projectors.folding import Failure, Forms, State, advance, forms, said
 from projectors.pipeline import Plan
 from projectors.record import Change, Record
 
 
 @dataclass(frozen=True, slots=True)
 class Modelled:
-    """One stream as the log has it now. ``error``: its fold raised at ``version`` (then no records)."""
+    """One stream as the log has it now.
+
+    ``records`` are those of ``good_version``, the last version that could be folded; ``failure`` says why
+    that is not the stream's last.
+    """
 
     stream: str
-    version: int
-    type: str
+    good_version: int
     records: Sequence[Record]
-    error: str | None = None
+    failure: Failure | None = None
 
     def changes(self) -> list[Change]:
-        """The records as changes of the stream's version."""
-        return [Change(r.key, self.stream, self.version, r) for r in self.records]
+        """The records as changes of the version they are of."""
+        return [Change(r.key, self.stream, self.good_version, r) for r in self.records]
 
 
 def model(connection: Connection, plan: Plan, registry: Registry, *, after_stream: str = "") -> Iterator[Modelled]:
     """Every stream of the plan's categories behind ``after_stream``, in byte order."""
-    events = read_by_stream(connection, registry, categories=plan.projection.categories, after_stream=after_stream)
+    events = read_by_stream(
+        connection, Deferring(registry), categories=plan.projection.categories, after_stream=after_stream
+    )
     for stream, run in groupby(events, key=lambda e: e.stream):
-        yield fold_stream(plan, stream, run)
+        modelled = _fold_last(plan, stream, run)
+        yield modelled or fold_each(plan, stream, read_stream(connection, stream, Deferring(registry)))
 
 
 def model_of(connection: Connection, plan: Plan, registry: Registry, stream: str) -> Modelled:
-    """One stream."""
-    return fold_stream(plan, stream, read_stream(connection, stream, registry))
+    """One stream; it has no records if the projection does not follow its category."""
+    if category_of(stream) not in plan.projection.categories:
+        return Modelled(stream, 0, ())
+    modelled = _fold_last(plan, stream, read_stream(connection, stream, Deferring(registry)))
+    return modelled or fold_each(plan, stream, read_stream(connection, stream, Deferring(registry)))
 
 
-def fold_stream(plan: Plan, stream: str, events: Iterable[Event]) -> Modelled:
-    """Fold one stream's events to its last state and its records."""
-    done = Modelled(stream, 0, "", ())
-    value: Any = None
-    for event in events:
-        done = replace(done, version=event.version, type=event.type)
-        try:
-            value = plan.projection.fold(value, event)
-        except Exception as error:  # noqa: BLE001  # the projection's own code may raise anything
-            return replace(done, error=f"{type(error).__name__}: {error}")
-    if value is None:
-        return done
+def _fold_last(plan: Plan, stream: str, events: Iterable[Event]) -> Modelled | None:
+    """Fold to the last state and make records of that one alone; None if the projection raises anywhere."""
+    state = State()
     try:
-        records = {r.key: r for r in plan.projection.records(stream, value)}
-        stray = next((k for k in records if k != stream and not k.startswith(stream + "#")), None)
-        if stray is not None:
-            raise ProjectionError(f"record key {stray!r} is not owned by the stream")
-    except Exception as error:  # noqa: BLE001  # likewise
-        return replace(done, error=f"{type(error).__name__}: {error}")
-    return replace(done, records=tuple(records.values()))
+        for event in events:
+            state = advance(plan.projection, state, event)
+        return Modelled(stream, state.version, _records(forms(plan.projection, stream, state.value)))
+    except Exception:  # noqa: BLE001  # the projection's own code may raise anything; fold_each tells where
+        return None
+
+
+def fold_each(plan: Plan, stream: str, events: Iterable[Event]) -> Modelled:
+    """Fold event by event, making the records of each state, and stop at the first that raises.
+
+    This is what a projector does with the stream; its records are those that the store keeps while it is parked.
+    """
+    done = Modelled(stream, 0, ())
+    state = State()
+    for event in events:
+        try:
+            state = advance(plan.projection, state, event)
+            made = forms(plan.projection, stream, state.value)
+        except Exception as error:  # noqa: BLE001  # likewise
+            failure = Failure(stream, event.version, event.type, said(error))
+            return Modelled(stream, done.good_version, done.records, failure)
+        done = Modelled(stream, event.version, _records(made))
+    return done
+
+
+def _records(made: Forms) -> tuple[Record, ...]:
+    return tuple(record for record, _ in made.values())

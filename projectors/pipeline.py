@@ -14,7 +14,7 @@ import structlog
 from outbox.errors import RecordsRefused
 from outbox.event import Event
 from outbox.metrics import EVENTS_APPLIED, STREAMS_PARKED
-from projectors.folding import Failure, Folding
+from projectors.folding import Failure, Folded, Folding
 from projectors.projection import Projection
 from projectors.record import Change, Record, Vector
 from projectors.sinks.protocol import Sink
@@ -50,36 +50,42 @@ class Pipeline:
         self._applied = EVENTS_APPLIED.labels(plan.name)
         self._parked = STREAMS_PARKED.labels(plan.name)
 
-    def apply(self, events: Sequence[Event]) -> int:
+    def apply(self, events: Sequence[Event], *, repair: bool = False) -> int:
         """Bring the store up to these events and return the number of changes given to it.
 
-        1. Fold. Streams whose fold raises are parked (written down) before anything is applied, so that no
-           crash can let the checkpoint pass them unseen.
-        2. Apply the others' changes. A crash leaves any part of them; the same events come again and the
-           version guard sorts it out.
-        3. Park the streams whose records the store refuses for good.
+        1. Fold. Nothing is remembered yet.
+        2. Apply the changes, of failing streams those up to their last good event. A crash leaves any part
+           of them; the same events come again and the version guard sorts it out.
+        3. Park (write down) the streams that failed and those whose records the store refuses. A crash before
+           it: they come again and fail again. The caller's checkpoint comes after, so none is passed unseen.
         4. Remember the states; only now, since until here the store may not have them.
+
+        ``repair``: the changes apply at an equal version too.
         """
         folded = self._folding.fold(events)
-        for failure in folded.failures:
-            self._give_up(failure)
-        refused = self._write(folded.changes, events)
-        self._folding.keep(replace(folded, states={s: v for s, v in folded.states.items() if s not in refused}))
+        changes = [replace(c, repair=repair) if repair else c for one in folded for c in one.changes]
+        refused = self._write(changes)
+        for one in folded:
+            self._park_if_stuck(one, refused.get(one.stream))
+        self._folding.keep(one for one in folded if one.stream not in refused)
         self._applied.inc(len(events))
-        return len(folded.changes)
+        return len(changes)
 
-    def _write(self, changes: Sequence[Change], events: Sequence[Event]) -> set[str]:
+    def _write(self, changes: Sequence[Change]) -> dict[str, str]:
+        """Apply; returns the store's reason for each stream of which it refuses a record."""
         try:
             self._sink.apply(self._generation, embedded(changes, self._plan.embed))
         except RecordsRefused as error:
-            streams = {c.stream: error.reasons[c.key] for c in changes if c.key in error.reasons}
-            for event in sorted(events, key=lambda e: -e.version):
-                if reason := streams.pop(event.stream, None):
-                    self._give_up(Failure(event.stream, event.version, event.type, reason))
-            return {c.stream for c in changes if c.key in error.reasons}
-        return set()
+            return {c.stream: f"{c.key}: {error.reasons[c.key]}" for c in changes if c.key in error.reasons}
+        return {}
 
-    def _give_up(self, failure: Failure) -> None:
+    def _park_if_stuck(self, one: Folded, reason: str | None) -> None:
+        failure = one.failure
+        if reason is not None and one.first is not None:
+            # Which of the batch's events made the refused record is not known: none of them counts as applied.
+            failure = Failure(one.stream, one.first.version, one.first.type, reason)
+        if failure is None:
+            return
         log.warning(
             "parked", projector=self._plan.name, stream=failure.stream, version=failure.version, error=failure.error
         )

@@ -3,15 +3,15 @@
 The steps of :func:`build`, each of which may be the last thing a crash lets happen:
 
 1. Write down the generation as *building*, with the offsets published now (one transaction).
-   Crash: the next build goes on with it.
+   Crash: the next build goes on with it, unless it is too old for the broker to have kept what followed.
 2. Load the log stream by stream, last states only, noting the last stream done.
    Crash: goes on behind that stream; what was loaded twice, the version guard makes harmless.
-3. Catch up from the offsets of step 1 through the broker, as any projector does, until nothing is left.
+3. Catch up from the offsets of step 1 through the broker, as any projector does, until it is close behind.
    Everything committed after step 1 comes this way, so nothing falls between the log and the broker.
-4. Verify (if asked) against the log.
+4. Verify (if asked) against the log, still catching up. A generation that differs is dropped.
 5. Switch the store's own alias, then the one truth: the row that says which generation serves.
    Crash between the two: the alias runs ahead of the row until the next build repeats this step.
-6. Drop generations older than the one kept for rollback.
+6. Drop generations older than the one kept for rollback. Crash: the next build does it.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import count
-from typing import Final
+from typing import Final, Self
 
 import structlog
 
 from outbox.database import Connection, connected
-from outbox.errors import OutboxError, ProjectionError, RecordsRefused, WaitTimeout
+from outbox.errors import OutboxError, ProjectionError, RecordsRefused, VerificationFailed, WaitTimeout
 from projectors import ledger
+from projectors.folding import Failure
 from projectors.ledger import DeadLetter, Generation
-from projectors.model import Modelled, model
+from projectors.model import model
 from projectors.pipeline import Plan, embedded
 from projectors.record import Change
 from projectors.resilience import resilient
@@ -44,6 +44,14 @@ LOAD_BATCH: Final = 1_000
 """Changes in one write of the load: two are under way at most, so memory stays flat."""
 
 CATCH_UP_S: Final = 600.0
+CLOSE_S: Final = 1.0
+"""A generation that applies what was published in less than this is close enough to serve: with writers going on
+it never stands still at nothing left."""
+
+RESUME_WITHIN_S: Final = 3_600.0
+"""An unfinished build that has lain longer is dropped: the broker may not have kept what followed its beginning."""
+
+LOOK_S: Final = 0.05
 BUILD_LOCK: Final = 0x6F62
 
 Progress = Callable[[str, int, int], None]
@@ -62,7 +70,7 @@ class Built:
 
 
 class Building(OutboxError):
-    """Another process is building this projector now."""
+    """This projector is being built: by another process now, or by this one, which was told to stop."""
 
 
 def rebuild(
@@ -84,7 +92,7 @@ def rebuild(
 
 
 def first_build(plan: Plan, stations: Stations, stop: threading.Event) -> str:
-    """The serving generation; builds it if there is none, or waits for the process that does."""
+    """The serving generation; builds it if there is none, or waits for the process that does. "" if stopped."""
     while not stop.is_set():
         with connected(stations.dsn) as connection:
             found = ledger.serving(connection, plan.name)
@@ -92,10 +100,9 @@ def first_build(plan: Plan, stations: Stations, stop: threading.Event) -> str:
                 return found
             try:
                 _lock(connection, plan.name)
+                return ledger.serving(connection, plan.name) or build(connection, plan, stations, stop).generation
             except Building:
                 stop.wait(0.2)
-                continue
-            return ledger.serving(connection, plan.name) or build(connection, plan, stations, stop).generation
     return ""
 
 
@@ -110,19 +117,24 @@ def build(
     """The steps above. The caller holds the lock."""
     started = time.monotonic()
     tell = progress or (lambda *_: None)
-    generation = _begin(connection, plan)
+    generation = _begin(connection, plan, stations)
     with ExitStack() as stack:
         sink = resilient(stack.enter_context(stations.sink()), plan.name, stations.resilience, stop)
         sink.prepare(generation.name)
         streams, records = _Load(connection, plan, stations, sink, generation, tell).run(stop)
-        if stop.is_set():
-            raise Building(f"{plan.name}: stopped while building {generation.name}; run it again to go on")
-    _catch_up(plan, stations, generation.name, stop, tell)
-    if verify is not None:
-        tell("verify", streams, records)
-        verify(generation.name)
-    with ExitStack() as stack:
-        sink = stack.enter_context(stations.sink())
+    _check_stop(plan, generation.name, stop)
+    try:
+        with _CatchingUp(plan, stations, generation.name, stop) as catching_up:
+            catching_up.wait(tell)
+            _check_stop(plan, generation.name, stop)
+            if verify is not None:
+                tell("verify", streams, records)
+                verify(generation.name)
+            catching_up.check()
+    except VerificationFailed:
+        _discard(connection, plan, stations, generation.name)  # going on with it would only fail again
+        raise
+    with stations.sink() as sink:
         sink.switch(generation.name)
         ledger.switch_generation(connection, plan.name, generation.name)
         _drop_old(connection, plan, sink)
@@ -131,7 +143,10 @@ def build(
 
 
 def rollback(plan: Plan, stations: Stations) -> str:
-    """Let the generation that served before serve again; it catches up from its own checkpoint."""
+    """Let the generation that served before serve again; it catches up from its own checkpoint.
+
+    Raises :class:`~outbox.errors.ProjectionError` if none is kept, :class:`Building` while a build goes on.
+    """
     with connected(stations.dsn) as connection:
         _lock(connection, plan.name)
         retired = [g for g in ledger.generations(connection, plan.name) if g.state == "retired"]
@@ -149,15 +164,28 @@ def _lock(connection: Connection, projector: str) -> None:
         raise Building(f"{projector}: another process is building it now")
 
 
-def _begin(connection: Connection, plan: Plan) -> Generation:
+def _begin(connection: Connection, plan: Plan, stations: Stations) -> Generation:
+    """The unfinished generation to go on with, or a new one."""
     known = ledger.generations(connection, plan.name)
     unfinished = [g for g in known if g.state == "building"]
-    if unfinished:
+    if unfinished and unfinished[-1].age_s < RESUME_WITHIN_S:
         return unfinished[-1]
-    names = {g.name for g in known}
-    name = next(n for i in count(len(known) + 1) if (n := f"g{i}") not in names)
+    for old in unfinished:
+        _discard(connection, plan, stations, old.name)
+    name = f"g{max((int(g.name[1:]) for g in known), default=0) + 1}"
     ledger.begin_generation(connection, plan.name, name, plan.topics)
-    return Generation(name, "building", None, 0)
+    return Generation(name, "building", None, 0, 0.0)
+
+
+def _discard(connection: Connection, plan: Plan, stations: Stations, generation: str) -> None:
+    with stations.sink() as sink:
+        sink.drop(generation)
+    ledger.forget_generation(connection, plan.name, generation)
+
+
+def _check_stop(plan: Plan, generation: str, stop: threading.Event) -> None:
+    if stop.is_set():
+        raise Building(f"{plan.name}: stopped while building {generation}; run it again to go on")
 
 
 class _Load:
@@ -179,73 +207,120 @@ class _Load:
         """Returns the streams and records loaded."""
         batch: list[Change] = []
         writing: Future[None] | None = None
-        last: Modelled | None = None
+        stream, after = "", self._generation.progress or ""
+        ledger.unpark_behind(self._connection, self._plan.name, self._generation.name, after)
         with connected(self._stations.dsn) as reading, ThreadPoolExecutor(1, "load") as writer:
-            after = self._generation.progress or ""
-            for last in model(reading, self._plan, self._stations.registry, after_stream=after):
-                self._streams += 1
-                if last.error is not None:
-                    self._park(last)
-                batch += last.changes()
-                if len(batch) >= LOAD_BATCH:
-                    self._settle(writing)
-                    writing, batch = self._start(writer, batch, last.stream), []
+            for modelled in model(reading, self._plan, self._stations.registry, after_stream=after):
                 if stop.is_set():
                     break
+                stream = modelled.stream
+                self._streams += 1
+                if modelled.failure is not None:
+                    self._park(modelled.failure)
+                batch += modelled.changes()
+                if len(batch) >= LOAD_BATCH:
+                    self._settle(writing)
+                    writing, batch = self._start(writer, batch, stream), []
             self._settle(writing)
-            if last is not None and not stop.is_set():
-                self._settle(self._start(writer, batch, last.stream))
+            if stream:
+                self._settle(self._start(writer, batch, stream))
         return self._streams, self._records
 
     def _start(self, writer: ThreadPoolExecutor, batch: Sequence[Change], stream: str) -> Future[None]:
         self._records += len(batch)
-        done = self._records
-        return writer.submit(self._write, batch, stream, done)
+        return writer.submit(self._write, batch, stream, self._streams, self._records)
 
-    def _write(self, batch: Sequence[Change], stream: str, records: int) -> None:
+    def _write(self, batch: Sequence[Change], stream: str, streams: int, records: int) -> None:
         try:
             self._sink.apply(self._generation.name, embedded(batch, self._plan.embed))
         except RecordsRefused as error:
-            for change in {c.stream: c for c in batch if c.key in error.reasons}.values():
-                self._park(Modelled(change.stream, change.version, "", (), error.reasons[change.key]))
+            for change in batch:
+                if change.key in error.reasons:
+                    self._park(Failure(change.stream, change.version, "", f"{change.key}: {error.reasons[change.key]}"))
         ledger.note_progress(self._connection, self._plan.name, self._generation.name, stream, records)
-        self._tell("load", self._streams, records)
+        self._tell("load", streams, records)
 
     def _settle(self, writing: Future[None] | None) -> None:
         if writing is not None:
             writing.result()
 
-    def _park(self, stream: Modelled) -> None:
-        ledger.park(
-            self._connection,
-            DeadLetter(
-                self._plan.name,
-                self._generation.name,
-                stream.stream,
-                stream.version,
-                stream.type,
-                stream.error or "",
-                1,
-            ),
+    def _park(self, failure: Failure) -> None:
+        letter = DeadLetter(
+            self._plan.name,
+            self._generation.name,
+            failure.stream,
+            failure.version,
+            failure.type,
+            failure.error,
+            1,
         )
+        ledger.park(self._connection, letter)
 
 
-def _catch_up(plan: Plan, stations: Stations, generation: str, stop: threading.Event, tell: Progress) -> None:
-    deadline = time.monotonic() + CATCH_UP_S
-    with ExitStack() as stack:
-        session = Session(plan, stations, generation, stop, stack)
-        done = 0
-        while (behind := session.lag()) and not stop.is_set():
-            done += session.step()
-            tell("catch up", done, behind)
+class _CatchingUp:
+    """Steps 3 and 4: follows the broker on a thread of its own until the block ends."""
+
+    def __init__(self, plan: Plan, stations: Stations, generation: str, stop: threading.Event) -> None:
+        self._plan = plan
+        self._stations = stations
+        self._generation = generation
+        self._stop = stop
+        self._ended = threading.Event()
+        self._close = threading.Event()
+        self._failure: BaseException | None = None
+        self._done = 0
+        self._behind = 0
+        self._thread = threading.Thread(target=self._run, name=f"{plan.name}.{generation}")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def wait(self, tell: Progress) -> None:
+        """Return once it is close behind, or the build was told to stop."""
+        deadline = time.monotonic() + CATCH_UP_S
+        while not self._close.wait(LOOK_S) and not self._stop.is_set():
+            self.check()
+            tell("catch up", self._done, self._behind)
             if time.monotonic() > deadline:
-                raise WaitTimeout(f"{plan.name}: {generation} is {behind} messages behind after {CATCH_UP_S:.0f} s")
+                raise WaitTimeout(
+                    f"{self._plan.name}: {self._generation} is {self._behind} messages behind after {CATCH_UP_S:.0f} s"
+                )
+
+    def check(self) -> None:
+        """Raise what ended the thread, if something did."""
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        try:
+            with ExitStack() as stack:
+                session = Session(self._plan, self._stations, self._generation, self._ended, stack)
+                while not self._ended.is_set() and not self._stop.is_set():
+                    self._round(session)
+        except BaseException as error:  # noqa: BLE001  # raised by check, on the thread that builds
+            self._failure = error
+
+    def _round(self, session: Session) -> None:
+        """Apply as many messages as are published now; it is close behind if that is quickly done."""
+        began = time.monotonic()
+        self._behind = left = session.lag()
+        while left > 0 and (done := session.step()) and not self._ended.is_set() and not self._stop.is_set():
+            left -= done
+            self._done += done
+        if (left <= 0 or session.lag() == 0) and time.monotonic() - began < CLOSE_S:
+            self._close.set()
+        if self._behind == 0:
+            self._done += session.step()
 
 
 def _drop_old(connection: Connection, plan: Plan, sink: Sink) -> None:
+    """All retired generations but the one that served last."""
     retired = [g for g in ledger.generations(connection, plan.name) if g.state == "retired"]
-    newest = max(retired, key=lambda g: int(g.name[1:]), default=None)
-    for old in retired:
-        if old is not newest:
-            sink.drop(old.name)
-            ledger.forget_generation(connection, plan.name, old.name)
+    for old in retired[:-1]:
+        sink.drop(old.name)
+        ledger.forget_generation(connection, plan.name, old.name)

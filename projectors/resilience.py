@@ -26,11 +26,32 @@ class Resilience:
     attempts: int = 4
     backoff_s: float = 0.1
     backoff_max_s: float = 5.0
+    retry_after_max_s: float = 30.0
+    """A store that asks to be left alone for longer is asked again after this."""
     breaker_failures: int = 3
     breaker_rest_s: float = 2.0
     batch: int = 500
     batch_max: int = 2_000
     apply_target_s: float = 1.0
+
+
+class Pace:
+    """How many changes the store takes at once; outlives the sessions, or a slow store would never be learnt."""
+
+    def __init__(self, settings: Resilience) -> None:
+        self._settings = settings
+        self.size = settings.batch
+
+    def took(self, share: int, took_s: float) -> None:
+        """A share was applied in this time: additive increase, multiplicative decrease."""
+        if took_s > self._settings.apply_target_s:
+            self.shrink()
+        elif share == self.size:
+            self.size = min(self.size + self._settings.batch // 10 + 1, self._settings.batch_max)
+
+    def shrink(self) -> None:
+        """The store failed: it may be the size."""
+        self.size = max(self.size // 2, min(SHARE_MIN, self._settings.batch))
 
 
 class Wrapped:
@@ -74,32 +95,6 @@ class Measured(Wrapped):
         self._changes.inc(len(changes))
 
 
-class Retrying(Wrapped):
-    """Tries again while the store is unavailable: exponential back-off with jitter, bounded attempts."""
-
-    def __init__(self, sink: Sink, settings: Resilience, stop: threading.Event) -> None:
-        super().__init__(sink)
-        self._stop = stop
-        self._backoff = tenacity.wait_exponential_jitter(
-            initial=settings.backoff_s, max=settings.backoff_max_s, jitter=settings.backoff_s
-        )
-        self._retry = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(StoreUnavailable),
-            stop=tenacity.stop_any(tenacity.stop_after_attempt(settings.attempts), tenacity.stop_when_event_set(stop)),
-            wait=self._wait,
-            sleep=tenacity.sleep_using_event(stop),
-            reraise=True,
-        )
-
-    def apply(self, generation: str, changes: Sequence[Change]) -> None:
-        self._retry(self._sink.apply, generation, changes)
-
-    def _wait(self, state: tenacity.RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        asked = error.retry_after_s if isinstance(error, StoreUnavailable) else None
-        return max(self._backoff(state), asked or 0.0)
-
-
 class Breaker(Wrapped):
     """Leaves a failing store alone for a while, then lets one batch try."""
 
@@ -122,46 +117,75 @@ class Breaker(Wrapped):
                 self._open_until = time.monotonic() + self._settings.breaker_rest_s
                 self._gauge.set(1)
             raise
+        except RecordsRefused:
+            self._close()  # it answered
+            raise
+        self._close()
+
+    def _close(self) -> None:
         self._failures = 0
         self._gauge.set(0)
 
 
 class Adaptive(Wrapped):
-    """Cuts batches to a size the store takes in good time: additive increase, multiplicative decrease."""
+    """Cuts batches to a size the store takes in good time."""
 
-    def __init__(self, sink: Sink, settings: Resilience) -> None:
+    def __init__(self, sink: Sink, pace: Pace) -> None:
         super().__init__(sink)
-        self._settings = settings
-        self.size = settings.batch
+        self._pace = pace
 
     def apply(self, generation: str, changes: Sequence[Change]) -> None:
         refused: dict[str, str] = {}
         done = 0
         while done < len(changes):
-            share = changes[done : done + self.size]
+            share = changes[done : done + self._pace.size]
             started = time.monotonic()
             try:
                 self._sink.apply(generation, share)
             except StoreUnavailable:
-                self._shrink()
+                self._pace.shrink()
                 raise
             except RecordsRefused as error:
                 refused |= error.reasons
             done += len(share)
-            self._adapt(len(share), time.monotonic() - started)
+            self._pace.took(len(share), time.monotonic() - started)
         if refused:
             raise RecordsRefused(refused)
 
-    def _adapt(self, share: int, took_s: float) -> None:
-        if took_s > self._settings.apply_target_s:
-            self._shrink()
-        elif share == self.size:
-            self.size = min(self.size + self._settings.batch // 10 + 1, self._settings.batch_max)
 
-    def _shrink(self) -> None:
-        self.size = max(self.size // 2, SHARE_MIN)
+class Retrying(Wrapped):
+    """Tries again while the store is unavailable: exponential back-off with jitter, bounded attempts.
+
+    It stands outermost, so that a batch too large for the store comes back in smaller shares. Shares that
+    were applied come again with it; the version guard passes over them.
+    """
+
+    def __init__(self, sink: Sink, settings: Resilience, stop: threading.Event) -> None:
+        super().__init__(sink)
+        self._settings = settings
+        self._backoff = tenacity.wait_exponential_jitter(
+            initial=settings.backoff_s, max=settings.backoff_max_s, jitter=settings.backoff_s
+        )
+        self._retry = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(StoreUnavailable),
+            stop=tenacity.stop_any(tenacity.stop_after_attempt(settings.attempts), tenacity.stop_when_event_set(stop)),
+            wait=self._wait,
+            sleep=tenacity.sleep_using_event(stop),
+            reraise=True,
+        )
+
+    def apply(self, generation: str, changes: Sequence[Change]) -> None:
+        self._retry(self._sink.apply, generation, changes)
+
+    def _wait(self, state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked = error.retry_after_s if isinstance(error, StoreUnavailable) else None
+        return max(self._backoff(state), min(asked or 0.0, self._settings.retry_after_max_s))
 
 
-def resilient(sink: Sink, projector: str, settings: Resilience, stop: threading.Event) -> Sink:
-    """The wrappers in their order: batches are cut first, and each piece is retried behind the breaker."""
-    return Adaptive(Retrying(Breaker(Measured(sink, projector), settings, projector), settings, stop), settings)
+def resilient(
+    sink: Sink, projector: str, settings: Resilience, stop: threading.Event, pace: Pace | None = None
+) -> Sink:
+    """The wrappers in their order: a batch is retried, cut into shares, and each share stands behind the breaker."""
+    measured = Breaker(Measured(sink, projector), settings, projector)
+    return Retrying(Adaptive(measured, pace or Pace(settings)), settings, stop)

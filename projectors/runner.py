@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import psycopg
@@ -20,14 +21,15 @@ from outbox.broker.protocol import Broker, Consumer, Delivery, TopicPartition
 from outbox.codec import Registry
 from outbox.database import Connection, check_migrated, connect, first_line
 from outbox.envelope import read_event
-from outbox.errors import BrokerUnavailable, DatabaseError, InvalidEvent, StoreUnavailable
+from outbox.errors import BrokerError, DatabaseError, InvalidEvent, StoreError, WaitTimeout
 from outbox.event import Event
 from outbox.log.read import read_below, read_stream
 from projectors import ledger
+from projectors.decoding import Deferring
 from projectors.folding import Failure, Folding
 from projectors.ledger import DeadLetter
 from projectors.pipeline import Pipeline, Plan
-from projectors.resilience import Resilience, resilient
+from projectors.resilience import Pace, Resilience, resilient
 from projectors.sinks.protocol import Sink
 
 log = structlog.get_logger("outbox.projector")
@@ -38,6 +40,12 @@ OpenBroker = Callable[[], Broker]
 HEARTBEAT_S: Final = 5.0
 LOOK_S: Final = 0.5
 """How often a projector looks whether another generation serves, and whether a retry was asked for."""
+
+REST_FACTOR_MAX: Final = 8
+"""Rests between sessions that fail double up to this many times the first."""
+
+REDRIVE_PAGE: Final = 1_000
+"""Events of a parked stream applied at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +66,25 @@ class Session:
     """One consumer on one generation, until something fails or the generation changes."""
 
     def __init__(
-        self, plan: Plan, stations: Stations, generation: str, stop: threading.Event, stack: ExitStack
+        self,
+        plan: Plan,
+        stations: Stations,
+        generation: str,
+        stop: threading.Event,
+        stack: ExitStack,
+        pace: Pace | None = None,
     ) -> None:
         self._plan = plan
         self._stations = stations
         self._generation = generation
-        self._log = _opened(stack, stations.dsn)
-        self._state = _opened(stack, stations.dsn)
-        sink = resilient(stack.enter_context(stations.sink()), plan.name, stations.resilience, stop)
+        self._registry = Deferring(stations.registry)
+        self._log = opened(stack, stations.dsn)
+        self._state = opened(stack, stations.dsn)
+        sink = resilient(stack.enter_context(stations.sink()), plan.name, stations.resilience, stop, pace)
         sink.prepare(generation)
-        self._folding = Folding(plan.projection, lambda below: read_below(self._log, below, stations.registry))
+        self._folding = Folding(plan.projection, lambda below: read_below(self._log, below, self._registry))
         self._pipeline = Pipeline(plan, sink, generation, self._folding, self._park)
-        self._parked = {d.stream for d in ledger.dead_letters(self._state, plan.name, generation)}
+        self._parked: set[str] = set()
         broker = stations.broker()
         stack.callback(broker.close)
         self._consumer = self._join(broker)
@@ -80,17 +95,23 @@ class Session:
         """Take one batch through; returns its number of messages.
 
         1. Poll. A crash leaves nothing.
-        2. Apply (:meth:`Pipeline.apply`). A crash leaves any part applied; it is read again.
-        3. Checkpoint in PostgreSQL. A crash before it: the batch comes again. After it: nothing to do.
+        2. Apply (:meth:`Pipeline.apply`), all but the events of parked streams. A crash leaves any part
+           applied; it is read again.
+        3. Checkpoint in PostgreSQL, in one transaction with a look whether what was left out is still parked.
+           A crash before it: the batch comes again. After it: nothing to do.
         4. Tell the broker, for its own tools.
         """
         deliveries = self._consumer.poll(self._stations.resilience.batch, self._stations.poll_s)
         self._notice_assignment()
         if not deliveries:
             return 0
-        self._pipeline.apply(self._events(deliveries))
+        left_out = {d.key for d in deliveries} & self._parked
+        self._apply(d for d in deliveries if d.key not in left_out)
         offsets = {TopicPartition(d.topic, d.partition): d.offset + 1 for d in deliveries}
-        ledger.save_checkpoints(self._state, self._plan.name, self._generation, offsets)
+        while freed := self._checkpoint(offsets, left_out):
+            left_out -= freed
+            self._parked -= freed
+            self._apply(d for d in deliveries if d.key in freed)
         self._consumer.commit(offsets)
         return len(deliveries)
 
@@ -103,16 +124,23 @@ class Session:
         return ledger.serving(self._state, self._plan.name) == self._generation
 
     def redrive(self) -> int:
-        """Try the parked streams that somebody asked for, each from its first event not applied, in order."""
-        asked = ledger.asked_retries(self._state, self._plan.name, self._generation)
-        for stream, version in asked.items():
-            self._folding.forget()
-            events = list(read_stream(self._log, stream, self._stations.registry, after=max(version - 1, 0)))
-            self._parked.discard(stream)
-            self._pipeline.apply(events)
-            if stream not in self._parked:
-                ledger.unpark(self._state, self._plan.name, self._generation, stream)
-        return len(asked)
+        """Try the parked streams that somebody asked for again; returns how many.
+
+        Each is folded from its beginning, so that whatever its parking left out is written, and its changes
+        apply at an equal version too, since the projection may have been mended. The dead letter is locked
+        meanwhile: a member that has left events of the stream out waits with its checkpoint, and then sees
+        that it must apply them.
+        """
+        tried = 0
+        asked = True
+        while asked:
+            with self._state.transaction():
+                stream = ledger.take_retry(self._state, self._plan.name, self._generation)
+                if stream is not None:
+                    self._redrive(stream)
+                    tried += 1
+                asked = stream is not None
+        return tried
 
     def healthy(self, health: str = "ok") -> None:
         """Say how it goes."""
@@ -127,25 +155,47 @@ class Session:
         return ledger.checkpoints(self._state, self._plan.name, self._generation).get(partition)
 
     def _notice_assignment(self) -> None:
+        """With new partitions come the streams that other members have parked.
+
+        Cached states stay: one that others have taken further shows a gap at its next event, and a gap is
+        filled from the log.
+        """
         assigned = self._consumer.assignment()
         if assigned - self._assigned:
-            # Another member may have applied events of these partitions meanwhile: cached states are too old.
-            self._folding.forget()
+            self._parked = ledger.parked(self._state, self._plan.name, self._generation)
         self._assigned = assigned
 
-    def _events(self, deliveries: Sequence[Delivery]) -> list[Event]:
-        events: list[Event] = []
-        for delivery in deliveries:
-            if delivery.key in self._parked:
-                continue
-            try:
-                events.append(read_event(delivery, self._stations.registry))
-            except InvalidEvent as error:
-                version = delivery.headers.get("version", b"0").decode(errors="replace")
-                type_ = delivery.headers.get("type", b"").decode(errors="replace")
-                number = int(version) if version.isdigit() else 0
-                self._park(Failure(delivery.key, number, type_, first_line(error)))
-        return [e for e in events if e.stream not in self._parked]
+    def _apply(self, deliveries: Iterable[Delivery]) -> None:
+        self._pipeline.apply([event for d in deliveries if (event := self._event(d)) is not None])
+
+    def _event(self, delivery: Delivery) -> Event | None:
+        """The delivery's event; None if it is none, which is written down and changes nothing."""
+        try:
+            return read_event(delivery, self._registry)
+        except InvalidEvent as error:
+            reason = first_line(error)
+            log.warning("not an event", projector=self._plan.name, key=delivery.key, error=reason)
+            ledger.note_stray(self._state, self._plan.name, self._generation, delivery.key, reason)
+            return None
+
+    def _checkpoint(self, offsets: Mapping[TopicPartition, int], left_out: set[str]) -> set[str]:
+        """Save the checkpoint, unless streams that were left out are parked no longer: returns those."""
+        with self._state.transaction():
+            held = ledger.hold_parked(self._state, self._plan.name, self._generation, left_out) if left_out else set()
+            if freed := left_out - held:
+                return freed
+            ledger.save_checkpoints(self._state, self._plan.name, self._generation, offsets)
+        return set()
+
+    def _redrive(self, stream: str) -> None:
+        self._folding.forget(stream)
+        self._parked.discard(stream)
+        events = read_stream(self._log, stream, self._registry)
+        while stream not in self._parked and (page := list(islice(events, REDRIVE_PAGE))):
+            self._pipeline.apply(page, repair=True)
+        if stream not in self._parked:
+            ledger.unpark(self._state, self._plan.name, self._generation, stream)
+            log.info("no longer parked", projector=self._plan.name, stream=stream)
 
     def _park(self, failure: Failure) -> None:
         letter = DeadLetter(
@@ -162,32 +212,36 @@ class Runner:
         self._plan = plan
         self._stations = stations
         self._bootstrap = bootstrap
+        self._pace = Pace(stations.resilience)
 
     def run(self, stop: threading.Event) -> None:
         """Serve the serving generation, building the first one if there is none.
 
         An outage (of the store, the broker, the database) ends the session, never the process: the projector
-        rests, then opens everything anew and goes on from its checkpoint.
+        rests, then opens everything anew and goes on from its checkpoint. Wrong settings and errors of our
+        own code do end it.
         """
         rest_s = self._stations.rest_s
         while not stop.is_set():
+            began = time.monotonic()
             try:
                 self._session(stop)
-                rest_s = self._stations.rest_s
-            except (StoreUnavailable, BrokerUnavailable, DatabaseError, psycopg.Error) as error:
+            except (StoreError, BrokerError, DatabaseError, WaitTimeout, psycopg.Error) as error:
+                if time.monotonic() - began > self._stations.rest_s * REST_FACTOR_MAX:
+                    rest_s = self._stations.rest_s
                 log.warning("will try again", projector=self._plan.name, error=first_line(error), in_s=rest_s)
                 self._say(first_line(error))
                 stop.wait(rest_s)
-                rest_s = min(rest_s * 2, self._stations.rest_s * 8)
+                rest_s = min(rest_s * 2, self._stations.rest_s * REST_FACTOR_MAX)
 
     def _session(self, stop: threading.Event) -> None:
         generation = self._bootstrap(stop)
         if stop.is_set():
             return
         with ExitStack() as stack:
-            session = Session(self._plan, self._stations, generation, stop, stack)
+            session = Session(self._plan, self._stations, generation, stop, stack, self._pace)
             log.info("projecting", projector=self._plan.name, generation=generation, store=self._plan.store)
-            looked = said = 0.0
+            looked = said = -HEARTBEAT_S
             while not stop.is_set():
                 session.step()
                 now = time.monotonic()
@@ -203,12 +257,13 @@ class Runner:
     def _say(self, health: str) -> None:
         try:
             with ExitStack() as stack:
-                ledger.note_health(_opened(stack, self._stations.dsn), self._plan.name, self._plan.store, health)
+                ledger.note_health(opened(stack, self._stations.dsn), self._plan.name, self._plan.store, health)
         except (DatabaseError, psycopg.Error) as error:
             log.warning("cannot write its health", projector=self._plan.name, error=first_line(error))
 
 
-def _opened(stack: ExitStack, dsn: str) -> Connection:
+def opened(stack: ExitStack, dsn: str) -> Connection:
+    """A connection to a migrated database, closed with the stack."""
     connection = connect(dsn)
     stack.callback(connection.close)
     check_migrated(connection)

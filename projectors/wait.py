@@ -2,7 +2,7 @@
 
 A token names a transaction. It is published once the relay's cursor sees it; from then on the map of what
 is published says how far each projector must come. That is at most a little more than the transaction
-itself, and never less.
+itself, and never less. Streams that are parked hold nobody up: their dead letters say what is missing.
 """
 
 from __future__ import annotations
@@ -15,19 +15,28 @@ from outbox.database import Connection
 from outbox.errors import WaitTimeout
 from outbox.log.statement import Token
 
+Want = tuple[str, str | None, str, int, int]
+"""A projector, its generation (None: the serving one), a topic and partition, the offset that must be applied."""
+
 _PUBLISHED: Final = """
 SELECT p.topic, p.partition, p."offset"
-FROM outbox.relay_cursor c LEFT JOIN outbox.published p ON true
-WHERE c.name = %(relay)s AND %(xid)s::text::xid8 < pg_snapshot_xmax(c.a)
-  AND pg_visible_in_snapshot(%(xid)s::text::xid8, c.a)
+FROM (
+    SELECT count(*) > 0 AND bool_and(
+        %(xid)s::text::xid8 < pg_snapshot_xmax(a) AND pg_visible_in_snapshot(%(xid)s::text::xid8, a)) AS all
+    FROM outbox.relay_cursor WHERE %(relay)s::text IS NULL OR name = %(relay)s
+) published LEFT JOIN outbox.published p ON true
+WHERE published.all
 """
 _BEHIND: Final = """
-SELECT count(*)
-FROM unnest(%(topics)s::text[], %(partitions)s::int[], %(offsets)s::bigint[]) AS want (topic, partition, last)
+SELECT want.projector, count(*)
+FROM unnest(%(projectors)s::text[], %(generations)s::text[], %(topics)s::text[], %(partitions)s::int[],
+            %(offsets)s::bigint[]) AS want (projector, generation, topic, partition, last)
 WHERE NOT EXISTS (
     SELECT FROM outbox.checkpoint c JOIN outbox.generation g USING (projector, generation)
-    WHERE c.projector = %(projector)s AND g.state = 'serving'
-      AND c.topic = want.topic AND c.partition = want.partition AND c."offset" > want.last)
+    WHERE c.projector = want.projector AND c.topic = want.topic AND c.partition = want.partition
+      AND CASE WHEN want.generation IS NULL THEN g.state = 'serving' ELSE c.generation = want.generation END
+      AND c."offset" > want.last)
+GROUP BY want.projector ORDER BY want.projector
 """
 SLEEP_MIN_S: Final = 0.001
 SLEEP_MAX_S: Final = 0.02
@@ -46,30 +55,45 @@ def wait_for(
     """
     deadline = time.monotonic() + timeout_s
     published = _published(connection, token, relay, deadline)
-    for projector, topics in projectors.items():
-        wanted = {tp: last for tp, last in published.items() if tp[0] in topics}
-        _reached(connection, projector, wanted, deadline)
+    wants: list[Want] = [
+        (name, None, topic, partition, last)
+        for name, topics in projectors.items()
+        for (topic, partition), last in published.items()
+        if topic in topics
+    ]
+    _reached(connection, wants, deadline)
 
 
-def _published(connection: Connection, token: Token, relay: str, deadline: float) -> dict[tuple[str, int], int]:
+def wait_for_generation(
+    connection: Connection, projector: str, generation: str, topics: Sequence[str], timeout_s: float
+) -> None:
+    """Return once this generation has applied everything that is committed now, through whatever relays there are.
+
+    Raises :class:`~outbox.errors.WaitTimeout`.
+    """
+    deadline = time.monotonic() + timeout_s
+    row = connection.execute("SELECT pg_current_xact_id()::text").fetchone()
+    now = Token(int(row[0]) if row else 0)
+    published = _published(connection, now, None, deadline)
+    _reached(
+        connection, [(projector, generation, *tp, last) for tp, last in published.items() if tp[0] in topics], deadline
+    )
+
+
+def _published(connection: Connection, token: Token, relay: str | None, deadline: float) -> dict[tuple[str, int], int]:
     sleep_s = SLEEP_MIN_S
     while not (rows := connection.execute(_PUBLISHED, {"relay": relay, "xid": str(token.xid)}).fetchall()):
         sleep_s = _pause(sleep_s, deadline, f"transaction {token} is not published: is a relay running?")
     return {(topic, partition): offset for topic, partition, offset in rows if topic is not None}
 
 
-def _reached(connection: Connection, projector: str, wanted: Mapping[tuple[str, int], int], deadline: float) -> None:
+def _reached(connection: Connection, wants: Sequence[Want], deadline: float) -> None:
     sleep_s = SLEEP_MIN_S
-    parameters = {
-        "projector": projector,
-        "topics": [t for t, _ in wanted],
-        "partitions": [p for _, p in wanted],
-        "offsets": list(wanted.values()),
-    }
-    while (row := connection.execute(_BEHIND, parameters).fetchone()) and row[0]:
-        sleep_s = _pause(
-            sleep_s, deadline, f"{projector} is behind on {row[0]} partition(s): is its projector running?"
-        )
+    names = ("projectors", "generations", "topics", "partitions", "offsets")
+    parameters = {name: [want[n] for want in wants] for n, name in enumerate(names)}
+    while wants and (behind := connection.execute(_BEHIND, parameters).fetchall()):
+        spoken = ", ".join(f"{projector} on {partitions} partition(s)" for projector, partitions in behind)
+        sleep_s = _pause(sleep_s, deadline, f"behind is {spoken}: is its projector running?")
 
 
 def _pause(sleep_s: float, deadline: float, reason: str) -> float:
