@@ -20,6 +20,8 @@ from outbox.errors import BrokerError, BrokerUnavailable
 log: Final = logging.getLogger("outbox.broker.librdkafka")
 """Where librdkafka writes. It would print to standard error by itself."""
 
+log.addFilter(lambda record: "enable.gapless.guarantee is experimental" not in record.getMessage())
+
 RECONNECT_BACKOFF_MAX_MS: Final = 1_000
 """librdkafka's own 10 s would be felt after every restart of a server."""
 

@@ -8,15 +8,19 @@ from typing import Any, Final
 
 from outbox.broker.librdkafka import opened, refused, unavailable
 from outbox.broker.protocol import Message, TopicPartition
+from outbox.broker.publishing import KafkaProducer, Places, ServersRefused
 from outbox.broker.settings import KafkaSettings
-from outbox.broker.topics import TopicRefused, Topics, encode_key, first_refused
-from outbox.errors import BrokerUnavailable, MessageRefused
+from outbox.broker.topics import Topics, encode_key
+from outbox.errors import MessageRefused
 
 QUEUE_MESSAGES_MAX: Final = 200_000
 QUEUE_KIB_MAX: Final = 256 * 1024
 BATCH_BYTES_MAX: Final = 1_000_000
 ROOM_WAIT_S: Final = 0.05
 CLOSE_WAIT_S: Final = 1.0
+
+GAP: Final = "_GAPLESS_GUARANTEE"
+"""The fatal error by which librdkafka gives up a partition rather than send what comes after a refused message."""
 
 Report = Callable[[Any, Any], None]
 
@@ -41,20 +45,16 @@ class Lane:
         self.report: Report = report
 
 
-class ConfluentProducer:
-    """See :class:`outbox.broker.protocol.Producer`.
-
-    librdkafka would give up single messages that waited too long and go on with later ones, which would turn
-    their order round when the batch is published again. So messages never expire by themselves: a publish
-    that is out of time throws everything away at once, with the connection.
-    """
+class ConfluentProducer(KafkaProducer):
+    """See :class:`~outbox.broker.publishing.KafkaProducer`."""
 
     def __init__(self, library: Any, options: dict[str, Any], settings: KafkaSettings, topics: Topics) -> None:
+        super().__init__(topics)
         self._library = library
         self._settings = settings
-        self._topics = topics
         self._options = options | {
             "enable.idempotence": True,
+            "enable.gapless.guarantee": True,
             "acks": "all",
             "message.timeout.ms": 0,
             "compression.type": settings.compression,
@@ -66,38 +66,12 @@ class ConfluentProducer:
         }
         self._producer: Any = None
 
-    def publish(self, messages: Sequence[Message]) -> Sequence[tuple[TopicPartition, int]]:
-        """See the protocol. What the servers themselves refuse (the client cannot know a topic's own limits
-        and rights) is found only after later messages of the batch were sent."""
-        try:
-            return self._publish(messages)
-        except TopicRefused as error:
-            refusal = first_refused(messages, error)
-            self.publish(messages[: refusal.index])
-            raise refusal from error
-        except MessageRefused:
-            raise
-        except BrokerUnavailable:
-            self._topics.forget()
-            self._discard()
-            raise
-        except BaseException:
-            self._discard()
-            raise
-
-    def close(self) -> None:
-        """Every publish has been acknowledged or given up, so nothing is waited for."""
-        self._discard()
-
-    def _publish(self, messages: Sequence[Message]) -> Sequence[tuple[TopicPartition, int]]:
-        if not messages:
-            return []
+    def _attempt(self, messages: Sequence[Message]) -> Places:
         until = time.monotonic() + self._settings.timeout_s
         partitions = self._topics.ensure([message.topic for message in messages])
         self._open()
         sent, refusal = self._send(messages, partitions, until)
-        if self._producer.flush(max(0.0, until - time.monotonic())):
-            raise unavailable(self._settings, f"not acknowledged within {self._settings.timeout_s:g} s")
+        self._flush(until)
         placed = self._placed(sent)
         if refusal:
             raise refusal
@@ -148,19 +122,36 @@ class ConfluentProducer:
             raise unavailable(self._settings, reason.str()) from error
         return MessageRefused(f"message {index} for topic {message.topic!r} is refused: {reason.str()}", index)
 
-    def _placed(self, sent: Sequence[Lane]) -> list[tuple[TopicPartition, int]]:
+    def _flush(self, until: float) -> None:
+        """A fatal error is raised here, by confluent-kafka itself, and as a SystemError if reports came after it."""
+        try:
+            left = self._producer.flush(max(0.0, until - time.monotonic()))
+        except (self._library.KafkaException, SystemError) as error:
+            raise self._fatal(error) from error
+        if left:
+            raise unavailable(self._settings, f"not acknowledged within {self._settings.timeout_s:g} s")
+
+    def _fatal(self, error: BaseException) -> Exception:
+        while isinstance(error, SystemError) and (error.__cause__ or error.__context__) is not None:
+            error = error.__cause__ or error.__context__ or error
+        if isinstance(error, self._library.KafkaException) and error.args[0].name() == GAP:
+            return ServersRefused(error.args[0].str())
+        return unavailable(self._settings, str(error))
+
+    def _placed(self, sent: Sequence[Lane]) -> Places:
         following = {lane: iter(lane.reports).__next__ for lane in set(sent)}
         placed = [(lane.partition, following[lane]()) for lane in sent]
-        failed = [(i, report) for i, (_, report) in enumerate(placed) if type(report) is not int]
+        failed = [report for _, report in placed if type(report) is not int]
         if failed:
             raise self._failure(failed)
         return placed
 
-    def _failure(self, failed: Sequence[tuple[int, Any]]) -> Exception:
-        index, error = failed[0]
-        if refused(error):
-            return MessageRefused(f"message {index} is refused: {error.str()}", index)
-        return unavailable(self._settings, error.str())
+    def _failure(self, failed: Sequence[Any]) -> Exception:
+        """A refusal among the errors is the cause of the others, which librdkafka gives up for the sake of order."""
+        cause = next((error for error in failed if refused(error)), None)
+        if cause is not None:
+            return ServersRefused(cause.str())
+        return unavailable(self._settings, failed[0].str())
 
     def _open(self) -> None:
         if self._producer is None:

@@ -75,6 +75,10 @@ class KafkaPythonConsumer:
                 metrics_enabled=False,
             )
         self._assigned = Assigned(self._consumer)
+        with translated(settings):
+            # A leader that has not heard of a topic's partitions yet would share out none.
+            for topic in self._topics:
+                self._consumer.partitions_for_topic(topic)
         self._consumer.subscribe(self._topics, listener=self._assigned)
 
     def poll(self, max_messages: int, timeout_s: float) -> Sequence[Delivery]:

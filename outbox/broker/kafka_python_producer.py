@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from kafka import KafkaProducer, errors
+from kafka import KafkaProducer as Client
+from kafka import errors
 from kafka.partitioner import murmur2
 
 from outbox.broker.kafka_python_errors import (
@@ -20,9 +21,10 @@ from outbox.broker.kafka_python_errors import (
     unavailable,
 )
 from outbox.broker.protocol import Message, TopicPartition
+from outbox.broker.publishing import KafkaProducer, Places, ServersRefused
 from outbox.broker.settings import KafkaSettings
-from outbox.broker.topics import TopicRefused, Topics, encode_key, first_refused
-from outbox.errors import BrokerUnavailable, MessageRefused
+from outbox.broker.topics import Topics, encode_key
+from outbox.errors import MessageRefused
 
 BATCH_BYTES: Final = 256 * 1024
 """kafka-python pays per batch; its own 16 KiB holds 35 messages of 450 bytes."""
@@ -40,51 +42,22 @@ def hash_of(key: bytes) -> int:
     return int(murmur2(key)) & 0x7FFFFFFF
 
 
-class KafkaPythonProducer:
-    """See :class:`outbox.broker.protocol.Producer`.
-
-    As with librdkafka (see :class:`~outbox.broker.confluent_producer.ConfluentProducer`) no message may expire
-    by itself: a publish that is out of time throws everything away at once.
-    """
+class KafkaPythonProducer(KafkaProducer):
+    """See :class:`~outbox.broker.publishing.KafkaProducer`."""
 
     def __init__(self, settings: KafkaSettings, topics: Topics) -> None:
+        super().__init__(topics)
         self._settings = settings
-        self._topics = topics
         self._producer: Any = None
 
-    def publish(self, messages: Sequence[Message]) -> Sequence[tuple[TopicPartition, int]]:
-        """See the protocol. What the servers themselves refuse (the client cannot know a topic's own limits
-        and rights) is found only after later messages of the batch were sent."""
-        try:
-            return self._publish(messages)
-        except TopicRefused as error:
-            refusal = first_refused(messages, error)
-            self.publish(messages[: refusal.index])
-            raise refusal from error
-        except MessageRefused:
-            raise
-        except BrokerUnavailable:
-            self._topics.forget()
-            self._discard()
-            raise
-        except BaseException:
-            self._discard()
-            raise
-
-    def close(self) -> None:
-        """Every publish has been acknowledged or given up, so nothing is waited for."""
-        self._discard()
-
-    def _publish(self, messages: Sequence[Message]) -> Sequence[tuple[TopicPartition, int]]:
-        if not messages:
-            return []
+    def _attempt(self, messages: Sequence[Message]) -> Places:
         until = time.monotonic() + self._settings.timeout_s
         partitions = self._topics.ensure([message.topic for message in messages])
         with translated(self._settings):
             self._open()
             sent, refusal = self._send(messages, partitions)
-            self._flush(until)
-        placed = [self._placed(index, future) for index, future in enumerate(sent)]
+            self._flush(sent, until)
+        placed = self._placed(sent)
         if refusal:
             raise refusal
         return placed
@@ -103,23 +76,35 @@ class KafkaPythonProducer:
                 return sent, MessageRefused(f"message {index} is refused: {one_line(error)}", index)
         return sent, None
 
-    def _flush(self, until: float) -> None:
+    def _flush(self, sent: Sequence[Any], until: float) -> None:
         """Bounded as a whole: the client's own flush bounds the wait for each batch alone."""
-        self._producer.flush(max(0.0, until - time.monotonic()))
-        if time.monotonic() > until:
-            raise errors.KafkaTimeoutError(f"not acknowledged within {self._settings.timeout_s:g} s")
+        with contextlib.suppress(errors.UnknownError):  # its answer to a batch that it had to split meanwhile
+            self._producer.flush(max(0.0, until - time.monotonic()))
+        for future in sent:
+            if not future.is_done:
+                self._wait(future, until)
 
-    def _placed(self, index: int, future: Any) -> tuple[TopicPartition, int]:
-        if future.succeeded():
-            metadata = future.value
-            return TopicPartition(metadata.topic, metadata.partition), metadata.offset
-        if isinstance(future.exception, REFUSED):
-            raise MessageRefused(f"message {index} is refused: {one_line(future.exception)}", index)
-        raise unavailable(self._settings, future.exception or "not acknowledged")
+    def _wait(self, future: Any, until: float) -> None:
+        with contextlib.suppress(errors.BrokerResponseError):  # looked at with all the others
+            future.get(timeout=max(0.0, until - time.monotonic()))
+
+    def _placed(self, sent: Sequence[Any]) -> Places:
+        failed = [future.exception or "not acknowledged" for future in sent if not future.succeeded()]
+        if failed:
+            raise self._failure(failed)
+        partitions = {tp: TopicPartition(*tp) for tp in {future.value.topic_partition for future in sent}}
+        return [(partitions[future.value.topic_partition], future.value.offset) for future in sent]
+
+    def _failure(self, failed: Sequence[Any]) -> Exception:
+        """A refusal is fatal to this client: batches of other partitions fail with the same error."""
+        cause = next((error for error in failed if isinstance(error, REFUSED)), None)
+        if cause is not None:
+            return ServersRefused(one_line(cause))
+        return unavailable(self._settings, failed[0])
 
     def _open(self) -> None:
         if self._producer is None:
-            self._producer = KafkaProducer(
+            self._producer = Client(
                 **connection_options(self._settings),
                 enable_idempotence=True,
                 acks="all",

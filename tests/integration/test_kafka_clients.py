@@ -1,0 +1,199 @@
+"""What only Kafka has: two clients that must agree, and its own tools."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import uuid
+from collections.abc import Callable
+
+import confluent_kafka
+import pytest
+from kafka import KafkaAdminClient
+
+from deploy.local.ports import reserve
+from outbox.broker import KafkaSettings, Message, open_kafka
+from outbox.broker.confluent import ConfluentBroker
+from outbox.broker.kafka_python import KafkaPythonBroker
+from outbox.errors import BrokerError, BrokerUnavailable, MessageRefused, SettingsError
+from tests.conformance.brokers import by_key, collect, earliest, first_times, numbered, poll_until
+
+KEYS = [f"stream-{i}" for i in range(40)] + ["ünï-çødé", "日本語-1", "🙂-🙃", "x", "ab", "abc", "\u00ff" * 5]
+CLIENTS = ("kafka-python", "confluent")
+
+
+@pytest.fixture
+def bootstrap(address: Callable[[str], str]) -> str:
+    return address("kafka")
+
+
+@pytest.fixture
+def topic() -> str:
+    return f"t{uuid.uuid4().hex[:12]}.entity"
+
+
+def settings(bootstrap: str, client: str = "auto", **more) -> KafkaSettings:
+    return KafkaSettings(bootstrap, client=client, **{"compression": "gzip", "session_timeout_s": 6.0} | more)
+
+
+def test_a_key_has_one_partition_whichever_client_publishes_it_and_as_other_kafka_clients_have_it(
+    bootstrap, topic
+) -> None:
+    messages = [Message(topic, key, b"") for key in KEYS]
+    ours = [[tp.partition for tp, _ in open_kafka(settings(bootstrap, c)).producer().publish(messages)] for c in CLIENTS]
+    theirs: list[int] = []
+    producer = confluent_kafka.Producer({"bootstrap.servers": bootstrap, "partitioner": "murmur2_random"})
+    for key in KEYS:
+        producer.produce(topic, b"", key.encode(), on_delivery=lambda _error, message: theirs.append(message.partition()))
+        assert producer.flush(30) == 0
+    assert ours == [theirs, theirs]
+    assert len(set(theirs)) > 6
+
+
+def test_topics_are_made_with_the_partitions_set(bootstrap, topic) -> None:
+    for client, partitions in zip(CLIENTS, (3, 5), strict=True):
+        broker = open_kafka(settings(bootstrap, client, partitions=partitions))
+        broker.producer().publish([Message(f"{topic}.{client}", "a", b"")])
+        assert len(broker.ends([f"{topic}.{client}"])) == partitions
+
+
+def test_a_group_may_have_members_of_both_clients(bootstrap, topic) -> None:
+    members = [open_kafka(settings(bootstrap, c, partitions=4)).consumer(topic, [topic], earliest) for c in CLIENTS]
+    poll_until(lambda: (print([len(m.assignment()) for m in members]),[len(m.assignment()) for m in members] == [2, 2])[1], *members)
+    assert not members[0].assignment() & members[1].assignment()
+    for member in members:
+        member.close()
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_commits_are_seen_by_kafkas_own_tools(bootstrap, topic, client) -> None:
+    broker = open_kafka(settings(bootstrap, client, partitions=1))
+    broker.producer().publish(numbered(topic, 20))
+    consumer = broker.consumer(topic, [topic], earliest)
+    collect(consumer, 20)
+    consumer.commit({tp: 17 for tp in consumer.assignment()})
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    seen: list[int] = []
+
+    def committed() -> bool:
+        seen[:] = [at.offset for at in admin.list_group_offsets([topic])[topic].values()]
+        return seen == [17]
+
+    poll_until(committed, consumer)
+    consumer.close()
+    admin.close()
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_what_a_topic_itself_refuses_is_refused_with_its_index(bootstrap, topic, client) -> None:
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    admin.create_topics({topic: {"num_partitions": 1, "replication_factor": 1, "configs": {"max.message.bytes": "20000"}}})
+    admin.close()
+    producer = open_kafka(settings(bootstrap, client, compression="none")).producer()
+    other = [Message(f"{topic}.other", f"k{i % 9}", f"{i}".encode()) for i in range(60)]
+    large = Message(topic, "a", b"x" * 100_000)
+    producer.publish([Message(topic, "a", b"x" * 10_000)])
+    with pytest.raises(MessageRefused) as refusal:
+        producer.publish([*other[:20], Message(topic, "a", b"0"), large, Message(topic, "a", b"1"), *other[20:]])
+    assert refusal.value.index == 21
+    producer.publish([Message(topic, "a", b"1"), *other[20:]])
+    broker = open_kafka(settings(bootstrap, client))
+    ends = sum(broker.ends([topic, f"{topic}.other"]).values())
+    consumer = broker.consumer(topic, [topic, f"{topic}.other"], earliest)
+    found = by_key(collect(consumer, ends))
+    consumer.close()
+    assert first_times(found.pop("a"))[1:] == [b"0", b"1"]
+    assert {k: first_times(v) for k, v in found.items()} == by_key(other)
+    producer.close()
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_group_without_a_server_says_so_while_it_waits_and_goes_on_after_it(bootstrap, topic, client) -> None:
+    """See also ``test_brokers_crash``: here no message comes that could tell."""
+    from deploy.local.local import Local
+
+    with Local() as local:
+        server = local.start("kafka")[0]
+        consumer = open_kafka(settings(server.address, client, timeout_s=3.0)).consumer(topic, [topic], earliest)
+        poll_until(lambda: bool(consumer.assignment()), consumer)
+        server.kill()
+        with pytest.raises(BrokerUnavailable, match=server.address):
+            poll_until(lambda: False, consumer)
+        local.restart("kafka")
+        producer = open_kafka(settings(server.address, client)).producer()
+        producer.publish(numbered(topic, 5))
+        assert len(eventually(consumer, 5)) == 5
+        consumer.close()
+
+
+def eventually(consumer, count: int):
+    found = []
+
+    def enough() -> bool:
+        try:
+            found.extend(consumer.poll(count, 1.0))
+        except BrokerUnavailable:
+            return False
+        return len(found) >= count
+
+    poll_until(enough)
+    return found
+
+
+def test_auto_takes_confluent_if_it_is_there(bootstrap, monkeypatch) -> None:
+    assert isinstance(open_kafka(settings(bootstrap)), ConfluentBroker)
+    monkeypatch.setattr("outbox.broker.kafka.find_spec", lambda _name: None)
+    assert isinstance(open_kafka(settings(bootstrap)), KafkaPythonBroker)
+
+
+def test_a_missing_client_is_named_with_what_to_install(bootstrap, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "confluent_kafka", None)
+    with pytest.raises(SettingsError, match="pip install"):
+        open_kafka(settings(bootstrap, "confluent"))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"client": "java"}, {"compression": "rar"}, {"partitions": 0}, {"timeout_s": 0}, {"bootstrap": " "}]
+)
+def test_a_wrong_setting_is_named(wrong) -> None:
+    with pytest.raises(SettingsError, match=next(iter(wrong))):
+        KafkaSettings(**{"bootstrap": "localhost:9092"} | wrong)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_security_option_nobody_knows_is_a_settings_error(bootstrap, topic, client) -> None:
+    with pytest.raises(SettingsError):
+        broker = open_kafka(settings(bootstrap, client, security={"no.such.option": "x"}))
+        broker.producer().publish(numbered(topic, 1))
+
+
+def test_librdkafka_writes_to_the_log_and_not_to_standard_error(topic, capfd, caplog) -> None:
+    held = reserve(1)
+    broker = open_kafka(settings(f"127.0.0.1:{held.ports[0]}", "confluent", timeout_s=2.0))
+    with caplog.at_level(logging.INFO), pytest.raises(BrokerUnavailable):
+        broker.consumer(topic, [topic], earliest)
+    held.close()
+    assert capfd.readouterr().err == ""
+    assert isinstance(broker, ConfluentBroker)
+
+
+def test_a_codec_without_its_library_is_said_to_be_missing(bootstrap, topic, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(
+        __import__("outbox.broker.kafka_python_errors", fromlist=["CODECS"]).CODECS, "lz4", (lambda: False, "lz4")
+    )
+    producer = open_kafka(settings(bootstrap, "kafka-python", compression="lz4")).producer()
+    assert len(producer.publish(numbered(topic, 3))) == 3
+    assert "pip install lz4" in capsys.readouterr().out
+
+
+def test_a_consumer_without_the_codecs_library_says_which_to_install(bootstrap, topic, monkeypatch) -> None:
+    open_kafka(settings(bootstrap, "confluent", compression="lz4", partitions=1)).producer().publish(
+        numbered(topic, 500, keys=1)
+    )
+    for name in ("lz4", "lz4f", "lz4framed"):
+        monkeypatch.setattr(f"kafka.codec.{name}", None)
+    monkeypatch.setattr("kafka.record.default_records.codecs.has_lz4", lambda: False, raising=False)
+    consumer = open_kafka(settings(bootstrap, "kafka-python")).consumer(topic, [topic], earliest)
+    with pytest.raises(BrokerError, match="lz4"):
+        poll_until(lambda: False, consumer)
+    consumer.close()
