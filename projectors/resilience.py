@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, ParamSpec, TypeVar
 
 import tenacity
 
@@ -15,8 +15,14 @@ from outbox.metrics import APPLY_SECONDS, BREAKER_OPEN, CHANGES_APPLIED, STORE_E
 from projectors.record import Change, Stored
 from projectors.sinks.protocol import Sink
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 SHARE_MIN: Final = 16
-"""The smallest batch that adaptation goes down to."""
+"""The smallest share that adaptation goes down to."""
+
+GROWTH: Final = 50
+"""A share grows by this part of the configured batch: slowly, since each failure costs a back-off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,7 @@ class Pace:
         if took_s > self._settings.apply_target_s:
             self.shrink()
         elif share == self.size:
-            self.size = min(self.size + self._settings.batch // 10 + 1, self._settings.batch_max)
+            self.size = min(self.size + self._settings.batch // GROWTH + 1, self._settings.batch_max)
 
     def shrink(self) -> None:
         """The store failed: it may be the size."""
@@ -111,62 +117,40 @@ class Breaker(Wrapped):
             raise StoreUnavailable(f"the store failed {self._failures} times and is left alone", rest_s)
         try:
             self._sink.apply(generation, changes)
-        except StoreUnavailable:
+        except StoreUnavailable as error:
             self._failures += 1
-            if self._failures >= self._settings.breaker_failures:
-                self._open_until = time.monotonic() + self._settings.breaker_rest_s
-                self._gauge.set(1)
-            raise
+            if self._failures < self._settings.breaker_failures:
+                raise
+            raise self._open(error) from error
         except RecordsRefused:
             self._close()  # it answered
             raise
         self._close()
+
+    def _open(self, error: StoreUnavailable) -> StoreUnavailable:
+        """Whoever tries again is to come when the rest is over."""
+        rest_s = self._settings.breaker_rest_s
+        self._open_until = time.monotonic() + rest_s
+        self._gauge.set(1)
+        return StoreUnavailable(str(error), max(rest_s, error.retry_after_s or 0.0))
 
     def _close(self) -> None:
         self._failures = 0
         self._gauge.set(0)
 
 
-class Adaptive(Wrapped):
-    """Cuts batches to a size the store takes in good time."""
+class Retry:
+    """Calls again while the store is unavailable: exponential back-off with jitter, bounded attempts.
 
-    def __init__(self, sink: Sink, pace: Pace) -> None:
-        super().__init__(sink)
-        self._pace = pace
-
-    def apply(self, generation: str, changes: Sequence[Change]) -> None:
-        refused: dict[str, str] = {}
-        done = 0
-        while done < len(changes):
-            share = changes[done : done + self._pace.size]
-            started = time.monotonic()
-            try:
-                self._sink.apply(generation, share)
-            except StoreUnavailable:
-                self._pace.shrink()
-                raise
-            except RecordsRefused as error:
-                refused |= error.reasons
-            done += len(share)
-            self._pace.took(len(share), time.monotonic() - started)
-        if refused:
-            raise RecordsRefused(refused)
-
-
-class Retrying(Wrapped):
-    """Tries again while the store is unavailable: exponential back-off with jitter, bounded attempts.
-
-    It stands outermost, so that a batch too large for the store comes back in smaller shares. Shares that
-    were applied come again with it; the version guard passes over them.
+    Being told to stop ends a wait at once; the last error is raised as it is.
     """
 
-    def __init__(self, sink: Sink, settings: Resilience, stop: threading.Event) -> None:
-        super().__init__(sink)
+    def __init__(self, settings: Resilience, stop: threading.Event) -> None:
         self._settings = settings
-        self._backoff = tenacity.wait_exponential_jitter(
-            initial=settings.backoff_s, max=settings.backoff_max_s, jitter=settings.backoff_s
-        )
-        self._retry = tenacity.Retrying(
+        self._backoff = tenacity.wait_exponential(
+            multiplier=settings.backoff_s, max=settings.backoff_max_s
+        ) + tenacity.wait_random(0, settings.backoff_s)
+        self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(StoreUnavailable),
             stop=tenacity.stop_any(tenacity.stop_after_attempt(settings.attempts), tenacity.stop_when_event_set(stop)),
             wait=self._wait,
@@ -174,8 +158,8 @@ class Retrying(Wrapped):
             reraise=True,
         )
 
-    def apply(self, generation: str, changes: Sequence[Change]) -> None:
-        self._retry(self._sink.apply, generation, changes)
+    def __call__(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        return self._retrying(function, *args, **kwargs)
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
@@ -183,9 +167,43 @@ class Retrying(Wrapped):
         return max(self._backoff(state), min(asked or 0.0, self._settings.retry_after_max_s))
 
 
+class Adaptive(Wrapped):
+    """Cuts batches into shares that the store takes in good time, and tries each again if the store is unavailable.
+
+    A share is cut anew for each attempt: one that was too large comes back smaller, and those before it are done.
+    """
+
+    def __init__(self, sink: Sink, pace: Pace, retry: Retry) -> None:
+        super().__init__(sink)
+        self._pace = pace
+        self._retry = retry
+
+    def apply(self, generation: str, changes: Sequence[Change]) -> None:
+        refused: dict[str, str] = {}
+        done = 0
+        while done < len(changes):
+            done += self._retry(self._share, generation, changes, done, refused)
+        if refused:
+            raise RecordsRefused(refused)
+
+    def _share(self, generation: str, changes: Sequence[Change], done: int, refused: dict[str, str]) -> int:
+        """Apply the next share and return its size; what the store refuses for good goes into ``refused``."""
+        share = changes[done : done + self._pace.size]
+        started = time.monotonic()
+        try:
+            self._sink.apply(generation, share)
+        except StoreUnavailable:
+            self._pace.shrink()
+            raise
+        except RecordsRefused as error:
+            refused |= error.reasons
+        self._pace.took(len(share), time.monotonic() - started)
+        return len(share)
+
+
 def resilient(
     sink: Sink, projector: str, settings: Resilience, stop: threading.Event, pace: Pace | None = None
 ) -> Sink:
-    """The wrappers in their order: a batch is retried, cut into shares, and each share stands behind the breaker."""
-    measured = Breaker(Measured(sink, projector), settings, projector)
-    return Retrying(Adaptive(measured, pace or Pace(settings)), settings, stop)
+    """The wrappers in their order: batches are cut into shares, and each is tried again behind the breaker."""
+    guarded = Breaker(Measured(sink, projector), settings, projector)
+    return Adaptive(guarded, pace or Pace(settings), Retry(settings, stop))
