@@ -28,6 +28,8 @@ TRANSACTION_EDGES: Final = 20_000
 """A larger batch is committed in parts: Ladybug keeps what is not yet committed in memory."""
 STATEMENT_ROWS: Final = 1_000
 """Readers wait for a statement to end."""
+TURN_STATEMENTS: Final = 50
+"""Quick statements that a writer runs before it lets a reader in."""
 PAGE_NODES: Final = 5_000
 STUB_VERSION: Final = -1
 """Below every version of a stream: any change of the node replaces the stub."""
@@ -114,9 +116,10 @@ class LadybugSink:
         known = [put for put in newer if put.key in stored]
         self._write(_REPLACE_NODES, generation, [put.row for put in known])
         self._write(_CREATE_NODES, generation, [put.row for put in newer if put.key not in stored])
-        for put in known:
-            if stored[put.key][1]:
-                self._session.rows(_DELETE_EDGES, generation, key=put.key)
+        for owners in _parts([put.key for put in known if stored[put.key][1]], TURN_STATEMENTS):
+            with self._session.turn():
+                for key in owners:
+                    self._session.rows(_DELETE_EDGES, generation, key=key)
         edges = [edge for put in newer for edge in put.edges]
         self._write_stubs(generation, {edge["target"] for edge in edges})
         self._write(_CREATE_EDGES, generation, edges)

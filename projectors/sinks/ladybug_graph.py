@@ -85,9 +85,22 @@ class Session:
             yield
 
     @contextmanager
+    def turn(self) -> Iterator[None]:
+        """One turn for several statements, which must be quick: everybody else waits."""
+        if self._in_turn:
+            yield
+            return
+        with self._graph.turns.take():
+            self._in_turn = True
+            try:
+                yield
+            finally:
+                self._in_turn = False
+
+    @contextmanager
     def reading(self) -> Iterator[None]:
-        """One snapshot and one turn for several statements, which must be quick: everybody else waits."""
-        with self._turn(), self._transaction("BEGIN TRANSACTION READ ONLY"):
+        """One snapshot, and one turn, for several statements."""
+        with self.turn(), self._transaction("BEGIN TRANSACTION READ ONLY"):
             yield
 
     def define(self, generation: str, *templates: str) -> None:
@@ -117,18 +130,6 @@ class Session:
         return acquired(self._graph.writing, WAIT_S, "ladybug: another sink is writing")
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        if self._in_turn:
-            yield
-            return
-        with self._graph.turns.take():
-            self._in_turn = True
-            try:
-                yield
-            finally:
-                self._in_turn = False
-
-    @contextmanager
     def _transaction(self, begin: str) -> Iterator[None]:
         self._run(begin)
         self._in_transaction = True
@@ -145,7 +146,7 @@ class Session:
     def _run(
         self, statement: str, parameters: Mapping[str, Any] | None = None, most: int | None = None
     ) -> list[list[Any]]:
-        with self._turn(), told_apart():
+        with self.turn(), told_apart():
             result = self._connected().execute(statement, dict(parameters or {}))
             found: list[list[Any]] = result.get_all() if most is None else result.get_n(most)
             result.close()

@@ -14,8 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
-from typing import Any, Final, LiteralString
+from typing import Any, Final, LiteralString, NamedTuple
 
 import orjson
 import psycopg
@@ -78,8 +77,7 @@ _BY_KEYS: Final[LiteralString] = """
 SELECT key, stream, version, kind, body::text FROM {table} WHERE NOT deleted AND key = ANY(%s)"""
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
+class _Line(NamedTuple):
     """One row of the upsert, its fields in the statement's order."""
 
     key: str
@@ -217,7 +215,7 @@ def _write(
 ) -> None:
     """Write the lines in one statement; if PostgreSQL refuses it, halve it until the culprits stand alone."""
     try:
-        connection.execute(upsert, [list(column) for column in zip(*map(astuple, lines), strict=True)])
+        connection.execute(upsert, [list(column) for column in zip(*lines, strict=True)])
     except _REFUSED as error:
         if len(lines) == 1:
             refused[lines[0].key] = _line(error)
