@@ -19,6 +19,9 @@ from outbox.log.migrate import migrate
 Address = Callable[[str], str]
 Databases = Callable[[], str]
 
+QUICK = {"postgres": {"fsync": "off"}}
+"""Processes are killed in these tests, machines are not: what the kernel has is safe. Halves the run."""
+
 
 @pytest.fixture(scope="session")
 def address() -> Iterator[Address]:
@@ -29,7 +32,7 @@ def address() -> Iterator[Address]:
 
         def find(name: str) -> str:
             if name not in known:
-                known[name] = servers.enter_context(resolve([name])).address(name)
+                known[name] = servers.enter_context(resolve([name], settings=QUICK)).address(name)
             return known[name]
 
         yield find
