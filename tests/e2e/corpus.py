@@ -25,13 +25,15 @@ def copy_library(target: Path) -> Path:
 
 
 def expected_keys(folder: Path) -> set[str]:
-    """Every record key: the modules by their dotted names, and what each one defines."""
+    """Every record key: the modules by their dotted names (by their paths, if no import can name them), and what
+    each one defines."""
     keys: set[str] = set()
     for path in folder.rglob("*.py"):
         parts = list(path.relative_to(folder).with_suffix("").parts)
         if parts[-1] == "__init__":
             parts.pop()
-        stream = "python-" + ".".join(parts)
+        importable = all(part.isidentifier() for part in parts)
+        stream = "python-" + (".".join(parts) if importable else f"{folder.name}/{path.relative_to(folder).as_posix()}")
         keys.add(stream)
         keys |= {f"{stream}#{key}" for key in independent.python(path.read_bytes()).keys}
     return keys
