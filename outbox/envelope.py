@@ -47,7 +47,7 @@ def event_message(
     ]
     if meta:
         headers.append(("meta", orjson.dumps(meta)))
-        headers += [(name, str(meta[name]).encode()) for name in OWN_HEADERS if name in meta]
+        headers += [(name, str(meta[name]).encode()) for name in OWN_HEADERS if meta.get(name) is not None]
     return Message(topic_of(prefix, category_of(stream)), stream, data, headers)
 
 
@@ -74,9 +74,16 @@ def read_event(delivery: Delivery, registry: Registry) -> Event:
         id_ = uuid.UUID(headers["id"].decode())
         position = int(headers["position"])
         at = datetime.fromisoformat(headers["at"].decode())
-        meta = orjson.loads(headers["meta"]) if "meta" in headers else {}
+        meta = _meta(headers.get("meta", b"{}"))
     except (KeyError, ValueError) as error:
         raise InvalidEvent(
             f"message {delivery.topic}/{delivery.partition}@{delivery.offset} is not an event: {error}"
         ) from error
     return Event(delivery.key, version, type_, registry.decode(type_, delivery.value or b""), id_, position, at, meta)
+
+
+def _meta(text: bytes) -> Mapping[str, Any]:
+    meta = orjson.loads(text)
+    if not isinstance(meta, dict):
+        raise ValueError(f"header 'meta' is no JSON object but a {type(meta).__name__}")  # noqa: TRY004 - as bad JSON is
+    return meta

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -40,8 +41,12 @@ class Migration:
 
 
 def migrations(folder: Path = FOLDER) -> list[Migration]:
-    """All migrations in order."""
-    return [Migration(int(p.stem[:4]), p.stem[5:], p.read_text("utf-8")) for p in sorted(folder.glob("[0-9]*.sql"))]
+    """All migrations in order. Raises :class:`~outbox.errors.DatabaseError` if two have one number."""
+    found = [Migration(int(p.stem[:4]), p.stem[5:], p.read_text("utf-8")) for p in sorted(folder.glob("[0-9]*.sql"))]
+    for one, next_ in pairwise(found):
+        if one.number == next_.number:
+            raise DatabaseError(f"two migrations are numbered {one.number:04}: {one.name!r} and {next_.name!r}")
+    return found
 
 
 def migrate(connection: Connection, folder: Path = FOLDER) -> list[Migration]:
@@ -49,18 +54,22 @@ def migrate(connection: Connection, folder: Path = FOLDER) -> list[Migration]:
 
     ``connection`` must not be in a transaction. Raises :class:`~outbox.errors.DatabaseError`.
     """
-    if connection.info.server_version < SERVER_MINIMUM:
-        raise DatabaseError(f"PostgreSQL {connection.info.server_version // 10000} is too old: 14 or newer is needed")
+    server, needed = connection.info.server_version // 10000, SERVER_MINIMUM // 10000
+    if server < needed:
+        raise DatabaseError(f"PostgreSQL {server} is too old: {needed} or newer is needed")
+    known = migrations(folder)
     try:
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
             done = _done(connection)
-            return [_run(connection, m) for m in migrations(folder) if not _is_done(m, done)]
+            _check(known, done)
+            return [_run(connection, m) for m in known if m.number not in done]
     except psycopg.Error as error:
         raise DatabaseError(f"migration failed, nothing was changed: {first_line(error)}") from error
 
 
 def _done(connection: Connection) -> dict[int, str]:
+    """The digests of what has been run, by number."""
     connection.execute("CREATE SCHEMA IF NOT EXISTS outbox")
     connection.execute(
         "CREATE TABLE IF NOT EXISTS outbox.migration (number integer PRIMARY KEY, name text NOT NULL,"
@@ -69,14 +78,26 @@ def _done(connection: Connection) -> dict[int, str]:
     return dict(connection.execute("SELECT number, digest FROM outbox.migration").fetchall())
 
 
-def _is_done(migration: Migration, done: dict[int, str]) -> bool:
-    digest = done.get(migration.number)
-    if digest is not None and digest != migration.digest:
+def _check(known: list[Migration], done: dict[int, str]) -> None:
+    """Raise :class:`~outbox.errors.DatabaseError` unless what has been run is what these files begin with."""
+    unknown = set(done) - {m.number for m in known}
+    if unknown:
         raise DatabaseError(
-            f"migration {migration.number:04} {migration.name!r} was run here with another text:"
-            " released migrations must not be edited"
+            f"the database has migration {max(unknown):04}, which this release does not know: run a newer release"
         )
-    return digest is not None
+    newest = max(done, default=0)
+    for migration in known:
+        digest = done.get(migration.number)
+        if digest is None and migration.number < newest:
+            raise DatabaseError(
+                f"migration {migration.number:04} {migration.name!r} comes before {newest:04}, which was run already:"
+                " give it the next free number"
+            )
+        if digest not in (None, migration.digest):
+            raise DatabaseError(
+                f"migration {migration.number:04} {migration.name!r} was run here with another text:"
+                " released migrations must not be edited"
+            )
 
 
 def _run(connection: Connection, migration: Migration) -> Migration:
