@@ -48,7 +48,7 @@ class Search:
 
     def _widen(self) -> bool:
         """Open the smaller frontier; False if no longer path can be found: all is seen, or too much is."""
-        side = 0 if len(self._fronts[0]) <= len(self._fronts[1]) else 1
+        side = min((0, 1), key=lambda one: (len(self._fronts[one]), len(self._seen[one])))
         if not self._fronts[side]:
             return self._target in self._seen[0] or self._source in self._seen[1]
         if len(self._opened) >= OPENED_MAX:
