@@ -99,6 +99,11 @@ class Change:
     repair: bool = False
     """Written by ``verify --repair``: applies at an equal version too, since what stands there is wrong."""
 
+    @property
+    def beats(self) -> int:
+        """The guard: the change applies where the stored version is below this."""
+        return self.version + 1 if self.repair else self.version
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -108,6 +113,16 @@ class Stored:
     stream: str
     version: int
     digest: bytes
+
+
+def newest(changes: Iterable[Change]) -> dict[str, Change]:
+    """The change that wins of each key, by key."""
+    winners: dict[str, Change] = {}
+    for change in changes:
+        known = winners.get(change.key)
+        if known is None or (known.version, known.repair) < (change.version, change.repair):
+            winners[change.key] = change
+    return winners
 
 
 def canonical(record: Record) -> bytes:

@@ -11,7 +11,7 @@ than let the first record of a collection decide.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from chromadb.api.models.Collection import Collection
 from chromadb.errors import NotFoundError
 
 from outbox.errors import RecordsRefused, StoreUnavailable
-from projectors.record import Change, Stored, digest
+from projectors.record import Change, Stored, digest, newest
 from projectors.sinks.chroma_client import Part, collection_name, is_refusal, open_client, translated
 from projectors.sinks.chroma_codec import STREAM, VERSION, ChromaRow, decode, encode
 
@@ -87,11 +87,11 @@ class ChromaSink:
                 self._client.get_or_create_collection(name, configuration=space, embedding_function=None)
 
     def apply(self, generation: str, changes: Sequence[Change]) -> None:
-        newest = _newest(changes)
+        winners = list(newest(changes).values())
         refused: dict[str, str] = {}
         with self._translated(generation):
             held = self._held(generation)
-            for page in _cut(newest, self._page):
+            for page in _cut(winners, self._page):
                 self._apply(held, page, refused)
         if refused:
             raise RecordsRefused(refused)
@@ -145,10 +145,10 @@ class ChromaSink:
         plan = _Plan([], [], [], [])
         for change in page:
             old = stored.get(change.key)
-            newest = change.version > max(_version(old), _version(marks.get(change.key)))
+            wins = change.beats > max(_version(old), _version(marks.get(change.key)))
             if change.record is None:
-                _plan_tombstone(plan, change, old, newest=newest)
-            elif newest:
+                _plan_tombstone(plan, change, old, wins=wins)
+            elif wins:
                 self._plan_record(plan, change, old, refused)
         return plan
 
@@ -208,19 +208,11 @@ def open_sink(projection: str, settings: Mapping[str, Any]) -> Iterator[ChromaSi
         yield ChromaSink(client, projection, settings.get("dimensions"))
 
 
-def _newest(changes: Iterable[Change]) -> list[Change]:
-    newest: dict[str, Change] = {}
-    for change in changes:
-        if change.key not in newest or change.version > newest[change.key].version:
-            newest[change.key] = change
-    return list(newest.values())
-
-
-def _plan_tombstone(plan: _Plan, change: Change, old: Metadata | None, *, newest: bool) -> None:
+def _plan_tombstone(plan: _Plan, change: Change, old: Metadata | None, *, wins: bool) -> None:
     # Chroma takes no empty id, so there is nothing under it to mark: no late write could bring it back.
-    if newest and change.key:
+    if wins and change.key:
         plan.marks.append(change)
-    if old is not None and change.version > _version(old):
+    if old is not None and change.beats > _version(old):
         plan.deletes.append(change.key)
 
 

@@ -28,7 +28,7 @@ from elasticsearch.serializer import OrjsonSerializer
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from outbox.errors import RecordsRefused, SettingsError, StoreError, StoreUnavailable
-from projectors.record import Change, Stored
+from projectors.record import Change, Stored, newest
 from projectors.sinks.elasticsearch_form import LIVE, MAPPINGS, Item, document_id, item_of, stored_of
 
 BULK_BYTES_MAX: Final = 10 * 1024 * 1024
@@ -262,13 +262,9 @@ class ElasticsearchSink:
 
 def _batches(changes: Sequence[Change], refused: dict[str, str]) -> Iterator[list[Item]]:
     """The changes, greatest version per key, in requests within both bounds; what cannot be sent is refused."""
-    newest: dict[str, Change] = {}
-    for change in changes:
-        if change.key not in newest or newest[change.key].version < change.version:
-            newest[change.key] = change
     batch: list[Item] = []
     size = 0
-    for change in newest.values():
+    for change in newest(changes).values():
         if (item := item_of(change, refused)) is None:
             continue
         if batch and (size + item.size > BULK_BYTES_MAX or len(batch) == BULK_COUNT_MAX):

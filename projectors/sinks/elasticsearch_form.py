@@ -56,7 +56,8 @@ class Item:
 def item_of(change: Change, refused: dict[str, str]) -> Item | None:
     """The change as two lines; one that cannot be sent is put into ``refused`` instead."""
     try:
-        head = {"_id": document_id(change.key), "version": change.version, "version_type": "external"}
+        guard = "external_gte" if change.repair else "external"
+        head = {"_id": document_id(change.key), "version": change.version, "version_type": guard}
         item = Item(change.key, orjson.dumps({"index": head}), orjson.dumps(_source(change)))
     except (TypeError, ValueError) as error:  # orjson: a lone surrogate, an integer beyond 64 bits, a foreign type
         refused[change.key] = f"not JSON: {error}"

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 import orjson
 
 from outbox.errors import RecordsRefused
-from projectors.record import Change, Edge, Node, Stored, digest
+from projectors.record import Change, Edge, Node, Stored, digest, newest
 from projectors.sinks.ladybug_graph import Session, open_session, storable
 
 TRANSACTION_NODES: Final = 2_000
@@ -75,6 +75,8 @@ class _Put:
 
     row: dict[str, Any]
     edges: list[dict[str, str]]
+    beats: int
+    """It is written where the stored version is below this."""
 
     @property
     def key(self) -> str:
@@ -112,7 +114,7 @@ class LadybugSink:
     def _replace(self, generation: str, puts: Sequence[_Put]) -> None:
         """In one transaction: drop what was overtaken, write nodes, delete the edges they owned, write theirs."""
         stored = self._versions(generation, [put.key for put in puts])
-        newer = [put for put in puts if put.key not in stored or stored[put.key][0] < put.row["version"]]
+        newer = [put for put in puts if put.key not in stored or stored[put.key][0] < put.beats]
         known = [put for put in newer if put.key in stored]
         self._write(_REPLACE_NODES, generation, [put.row for put in known])
         self._write(_CREATE_NODES, generation, [put.row for put in newer if put.key not in stored])
@@ -164,12 +166,8 @@ def open_sink(projection: str, settings: Mapping[str, Any]) -> Iterator[LadybugS
 
 def _puts(changes: Sequence[Change], refused: dict[str, str]) -> list[_Put]:
     """The greatest version of each key as rows; what no graph can hold goes to ``refused``."""
-    newest: dict[str, Change] = {}
-    for change in changes:
-        if change.key not in newest or newest[change.key].version < change.version:
-            newest[change.key] = change
     puts = []
-    for change in newest.values():
+    for change in newest(changes).values():
         try:
             puts.append(_put(change))
         except (TypeError, UnicodeEncodeError) as error:
@@ -180,11 +178,11 @@ def _puts(changes: Sequence[Change], refused: dict[str, str]) -> list[_Put]:
 def _put(change: Change) -> _Put:
     node = change.record
     if node is None:
-        return _Put(_row(change, "", "", "", 0), [])
+        return _Put(_row(change, "", "", "", 0), [], change.beats)
     if not isinstance(node, Node):
         raise TypeError(f"ladybug takes Node, not {type(node).__name__}")
     edges = [_edge(node.key, edge) for edge in node.edges]
-    return _Put(_row(change, node.kind, node.name, _json(node.properties), len(edges)), edges)
+    return _Put(_row(change, node.kind, node.name, _json(node.properties), len(edges)), edges, change.beats)
 
 
 def _row(change: Change, kind: str, name: str, properties: str, degree: int) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class MemorySink:
             held = _generation(space, generation)
             for change in changes:
                 kept = held.get(change.key)
-                if kept is None or change.version > kept.version:
+                if kept is None or kept.version < change.beats:
                     held[change.key] = change
 
     def scan(self, generation: str, keys: Sequence[str] | None = None) -> Iterator[Stored]:

@@ -31,7 +31,7 @@ from typing import Any, Final
 import neo4j
 
 from outbox.errors import RecordsRefused, StoreError, StoreUnavailable
-from projectors.record import Change, Stored, digest
+from projectors.record import Change, Stored, digest, newest
 from projectors.sinks.neo4j_form import Row, labels_of, rebuilt, row_of, same
 from projectors.sinks.neo4j_session import Connection, cypher, label_of, parse
 
@@ -225,7 +225,7 @@ def _write(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row]) -> No
     if not list(tx.run(_MARKED, label=label)):
         raise StoreUnavailable(f"neo4j: generation {label} has not been prepared")
     seen = {r["key"]: r for r in tx.run(cypher(_VERSIONS, label), keys=[row.key for row in batch])}
-    batch = [row for row in batch if row.key not in seen or row.version > seen[row.key]["version"]]
+    batch = [row for row in batch if row.key not in seen or row.beats > seen[row.key]["version"]]
     if not batch:
         return
     _write_nodes(tx, label, batch, seen)
@@ -303,13 +303,10 @@ def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 def _rows(changes: Sequence[Change], refused: dict[str, str]) -> Iterator[Row]:
     """The changes, greatest version per key, in the order of their keys; what cannot be sent is refused."""
-    newest: dict[str, Change] = {}
-    for change in changes:
-        if change.key not in newest or newest[change.key].version < change.version:
-            newest[change.key] = change
-    for key in sorted(newest):
+    winners = newest(changes)
+    for key in sorted(winners):
         try:
-            yield row_of(newest[key])
+            yield row_of(winners[key])
         except (TypeError, ValueError) as error:  # orjson: a lone surrogate, an integer beyond 64 bits, a foreign type
             refused[key] = f"not JSON: {error}"
 

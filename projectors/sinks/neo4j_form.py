@@ -23,7 +23,7 @@ class Row:
     """One change as Neo4j takes it."""
 
     key: str
-    version: int
+    beats: int
     kind: str | None
     properties: Mapping[str, Any]
     edges: Mapping[tuple[str, str], Mapping[str, Any]]
@@ -35,14 +35,14 @@ def row_of(change: Change) -> Row:
     own = {"_key": change.key, "_stream": change.stream, "_version": change.version}
     match change.record:
         case None:
-            return Row(change.key, change.version, None, {**own, "_live": False}, {})
+            return Row(change.key, change.beats, None, {**own, "_live": False}, {})
         case Node() as node:
             canonical(node)  # refuses here, by name, what the driver would refuse for the whole batch
             own |= {"_live": True, "_kind": node.kind, "name": node.name[:NAME_LENGTH_MAX]}
             if len(node.name) > NAME_LENGTH_MAX:
                 own["_name"] = node.name
             edges = {(edge.kind, edge.target): _native(edge.properties) for edge in node.edges}
-            return Row(change.key, change.version, node.kind, _native(node.properties, "name") | own, edges)
+            return Row(change.key, change.beats, node.kind, _native(node.properties, "name") | own, edges)
         case other:
             raise TypeError(f"the neo4j sink takes Node, not {type(other).__name__}")
 

@@ -21,7 +21,7 @@ import psycopg
 from psycopg import errors, sql
 
 from outbox.errors import RecordsRefused, SettingsError, StoreError, StoreUnavailable
-from projectors.record import Change, Row, Stored, Value, digest
+from projectors.record import Change, Row, Stored, Value, digest, newest
 
 SCHEMA: Final = "outbox_rows"
 TIMEOUT_S: Final = 30.0
@@ -59,7 +59,7 @@ CREATE TABLE IF NOT EXISTS {table} (
 _CREATE_VIEW: Final[LiteralString] = """
 CREATE OR REPLACE VIEW {view} AS SELECT key, stream, version, kind, body FROM {table} WHERE NOT deleted"""
 _DROP_TABLE: Final[LiteralString] = "DROP TABLE IF EXISTS {table} CASCADE"
-_UPSERT: Final[LiteralString] = """
+_PUT: Final[LiteralString] = """
 INSERT INTO {table} AS t (key, stream, version, deleted, kind, body)
 SELECT key, stream, version, deleted, kind, body::json
 FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::boolean[], %s::text[], %s::text[])
@@ -67,7 +67,9 @@ FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::boolean[], %s::text[], %s:
 ON CONFLICT (key) DO UPDATE
 SET stream = excluded.stream, version = excluded.version, deleted = excluded.deleted,
     kind = excluded.kind, body = excluded.body
-WHERE t.version < excluded.version"""
+"""
+_UPSERT: Final[LiteralString] = _PUT + "WHERE t.version < excluded.version"
+_REPAIR: Final[LiteralString] = _PUT + "WHERE t.version <= excluded.version"
 _FIRST_PAGE: Final[LiteralString] = """
 SELECT key, stream, version, kind, body::text FROM {table} WHERE NOT deleted ORDER BY key LIMIT %s"""
 _NEXT_PAGE: Final[LiteralString] = """
@@ -114,10 +116,14 @@ class PostgresSink:
 
     def apply(self, generation: str, changes: Sequence[Change]) -> None:
         refused: _Refusals = {}
-        upsert = self._statement(_UPSERT, generation)
         with self._connected() as connection:
-            for lines in _statements(_lines(changes, refused)):
-                _write(connection, upsert, lines, refused)
+            for text, some in (
+                (_UPSERT, [c for c in changes if not c.repair]),
+                (_REPAIR, [c for c in changes if c.repair]),
+            ):
+                statement = self._statement(text, generation)
+                for lines in _statements(_lines(some, refused)):
+                    _write(connection, statement, lines, refused)
         if refused:
             raise RecordsRefused(refused)
 
@@ -227,14 +233,11 @@ def _write(
 
 def _lines(changes: Sequence[Change], refused: _Refusals) -> list[_Line]:
     """The greatest version of each key, by key: rows are locked in one order, so batches cannot deadlock."""
-    newest: dict[str, Change] = {}
-    for change in changes:
-        if change.key not in newest or newest[change.key].version < change.version:
-            newest[change.key] = change
+    winners = newest(changes)
     lines = []
-    for key in sorted(newest):
+    for key in sorted(winners):
         try:
-            lines.append(_as_line(newest[key]))
+            lines.append(_as_line(winners[key]))
         except TypeError as error:  # orjson's, too: it raises a subclass for what JSON cannot say
             refused[key] = str(error)
     return lines

@@ -19,7 +19,7 @@ import orjson
 import tantivy
 
 from outbox.errors import RecordsRefused
-from projectors.record import Change, Document, Stored, digest
+from projectors.record import Change, Document, Stored, digest, newest
 from projectors.sinks.tantivy_shelf import Shelf, open_shelf, schema, told_apart
 
 KEY_BYTES_MAX: Final = 65_530
@@ -71,7 +71,7 @@ class TantivySink:
         opened = self._shelf.index(self._projection, generation)
         with opened.alone():
             stored = _versions(opened.searcher(), list(documents))
-            newer = {k: d for k, (version, d) in documents.items() if k not in stored or stored[k] < version}
+            newer = {k: d for k, (beats, d) in documents.items() if k not in stored or stored[k] < beats}
             if newer:
                 opened.replace(newer)
 
@@ -84,15 +84,11 @@ def open_sink(projection: str, settings: Mapping[str, Any]) -> Iterator[TantivyS
 
 
 def _documents(changes: Sequence[Change], refused: dict[str, str]) -> dict[str, tuple[int, Any]]:
-    """The version and document to write by key, of the greatest version of each; what cannot be to ``refused``."""
-    newest: dict[str, Change] = {}
-    for change in changes:
-        if change.key not in newest or newest[change.key].version < change.version:
-            newest[change.key] = change
+    """What a version must be below to be replaced, and the document, by key; what cannot be to ``refused``."""
     documents = {}
-    for key, change in newest.items():
+    for key, change in newest(changes).items():
         try:
-            documents[key] = (change.version, _document(change))
+            documents[key] = (change.beats, _document(change))
         except (TypeError, ValueError) as error:  # UnicodeEncodeError and orjson's among them
             refused[key] = str(error)
     return documents

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,27 @@ def test_an_equal_version_changes_nothing(sink: Sink, g: str, kind: type) -> Non
     sink.apply(g, [put(sample(kind, "k", 2), 5)])
     sink.apply(g, [tombstone("k", 5)])
     assert held(sink, g) == expected([first])
+
+
+@every_kind
+def test_a_repair_replaces_what_stands_at_its_own_version(sink: Sink, g: str, kind: type) -> None:
+    wrong = [put(sample(kind, f"k{n}", n), 5) for n in range(4)]
+    sink.apply(g, [*wrong, tombstone("gone", 5)])
+    right = put(sample(kind, "k0", 7), 5)
+    back = put(sample(kind, "gone", 8), 5)
+    sink.apply(g, [replace(c, repair=True) for c in (right, tombstone("k1", 5), back)])
+    assert held(sink, g) == expected([right, back, *wrong[2:]])
+    sink.apply(g, [put(sample(kind, "k1", 9), 5)])  # the repair's tombstone is a mark like any other
+    assert held(sink, g) == expected([right, back, *wrong[2:]])
+
+
+@every_kind
+def test_a_repair_never_beats_a_newer_version(sink: Sink, g: str, kind: type) -> None:
+    newer = put(sample(kind, "k", 6), 6)
+    sink.apply(g, [newer, tombstone("gone", 6)])
+    late = [put(sample(kind, "k", 5), 5), put(sample(kind, "gone", 5), 5)]
+    sink.apply(g, [replace(c, repair=True) for c in late])
+    assert held(sink, g) == expected([newer])
 
 
 @every_kind
