@@ -14,8 +14,9 @@ from typing import Final
 
 from outbox.errors import DatabaseError, SettingsError
 
-SETTINGS: Final = """
-# Written by outbox.
+MARK: Final = "# Written by outbox."
+SETTINGS: Final = f"""
+{MARK}
 wal_level = logical
 max_connections = 200
 shared_buffers = 128MB
@@ -46,11 +47,15 @@ def embedded_postgres(folder: Path) -> Iterator[str]:
 
 
 def _configure(kind: type, folder: Path) -> None:
-    """Settings that need a start: written once, before the first one."""
-    if (folder / "PG_VERSION").exists():
-        return
+    """Settings that need a start, written once and before the first one.
+
+    Under the lock that the wheel's own start takes: no other process can start the server in between. A crash
+    between initdb and the writing leaves a file without our mark, and the next start writes it.
+    """
     server = kind(folder)
     with server._lock:  # noqa: SLF001  # the wheel has no public way between initdb and start
         server.ensure_pgdata_inited()
-    with (folder / "postgresql.conf").open("a", encoding="utf-8") as file:
-        file.write(SETTINGS)
+        file = folder / "postgresql.conf"
+        if MARK not in file.read_text("utf-8"):
+            with file.open("a", encoding="utf-8") as opened:
+                opened.write(SETTINGS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -21,8 +22,15 @@ from outbox.relay.relay import RelaySettings
 
 FILE: Final = "outbox.toml"
 ENVIRONMENT: Final = "OUTBOX_"
-NOT_SETTINGS: Final = ("OUTBOX_CONFIG", "OUTBOX_TEST_", "OUTBOX_LOCAL_")
-"""Variables with our prefix that are read elsewhere."""
+CONFIG: Final = "OUTBOX_CONFIG"
+NOT_SETTINGS: Final = ("OUTBOX_TEST_", "OUTBOX_LOCAL_")
+"""Prefixes of variables that are read elsewhere."""
+SECRET: Final = frozenset({"database", "security", "stores"})
+"""Sections that may hold passwords: their values are never repeated in a message."""
+SHOWN_LENGTH: Final = 80
+
+_named: ContextVar[Path | None] = ContextVar("outbox_config", default=None)
+"""The file given to :func:`load`, for pydantic's hook, which can be given nothing."""
 
 
 class Section(BaseModel):
@@ -62,7 +70,7 @@ class Projecting(Section):
     projection: str
     """``vectors``, ``graph`` or ``documents`` of the built-in entities, or ``module:name`` of your own."""
     store: str
-    """A key of ``stores`` or the name of an installed sink."""
+    """The name of an installed sink; how to reach its store stands under ``stores``."""
     categories: tuple[str, ...] = ("python", "text", "entity")
     """Followed by the built-in projections; one of your own says itself."""
     embedder: str = "hashing"
@@ -105,14 +113,8 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         del dotenv_settings, file_secret_settings
         file = _file()
-        return (
-            (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file))
-            if file
-            else (
-                init_settings,
-                env_settings,
-            )
-        )
+        read = (TomlConfigSettingsSource(settings_cls, file),) if file else ()
+        return (init_settings, env_settings, *read)
 
     @property
     def dsn(self) -> str:
@@ -141,31 +143,32 @@ class Settings(BaseSettings):
 
 def load(config: Path | None = None, **overrides: Any) -> Settings:
     """The settings as they are now. Raises :class:`~outbox.errors.SettingsError` that names the key."""
-    if config is not None:
-        os.environ["OUTBOX_CONFIG"] = str(config)
     _check_environment(os.environ)
+    token = _named.set(config)
     try:
         return Settings(**overrides)
     except ValidationError as error:
         raise SettingsError(_spoken(error)) from error
     except (ValueError, OSError) as error:  # malformed TOML, or JSON in a variable
         raise SettingsError(f"settings cannot be read: {error}") from error
+    finally:
+        _named.reset(token)
 
 
 def _file() -> Path | None:
-    named = os.environ.get("OUTBOX_CONFIG")
+    named = _named.get() or os.environ.get(CONFIG)
     path = Path(named or FILE)
     if path.is_file():
         return path
     if named:
-        raise SettingsError(f"settings file {named!r} does not exist")
+        raise SettingsError(f"settings file {str(named)!r} does not exist")
     return None
 
 
 def _check_environment(environment: Mapping[str, str]) -> None:
     known = set(Settings.model_fields)
     for name in environment:
-        if not name.startswith(ENVIRONMENT) or name.startswith(NOT_SETTINGS):
+        if not name.startswith(ENVIRONMENT) or name == CONFIG or name.startswith(NOT_SETTINGS):
             continue
         key = name.removeprefix(ENVIRONMENT).split("__")[0].lower()
         if key not in known:
@@ -177,4 +180,12 @@ def _spoken(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"settings: there is no key {key!r}"
-    return f"settings: {key!r} is wrong: {first['msg']} (got {first.get('input')!r})"
+    return f"settings: {key!r} is wrong: {first['msg']}{_got(first['loc'], first.get('input'))}"
+
+
+def _got(where: tuple[int | str, ...], value: object) -> str:
+    """What was given, where that helps and gives nothing away."""
+    if SECRET.intersection(map(str, where)) or not isinstance(value, str | int | float):
+        return ""
+    shown = repr(value)
+    return f" (got {shown})" if len(shown) <= SHOWN_LENGTH else ""

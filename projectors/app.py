@@ -6,9 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from outbox.errors import OutboxError
+from outbox.errors import VerificationFailed
 from outbox.log.statement import Token
+from outbox.logs import quiet_unless_configured
 from outbox.settings import Projecting, Settings, load
 from projectors import operations
 from projectors.projection import Projection
@@ -29,10 +31,10 @@ class App:
         self.search.wait_for(token, timeout_s, projectors)
 
     def verify(self) -> None:
-        """Raise :class:`~outbox.errors.OutboxError` if a record of any store differs from the log."""
+        """Raise :class:`~outbox.errors.VerificationFailed` if a record of any store differs from the log."""
         for report in operations.verify(self.side):
             if report["differences"]:
-                raise OutboxError(f"{report['store']} differs from the log: {report['differences'][0]}")
+                raise VerificationFailed(f"{report['store']} differs from the log: {report['differences'][0]}")
 
 
 @contextmanager
@@ -46,11 +48,14 @@ def running(
     ``projections`` maps a projector's name to its projection and its store (``"chroma"``, ``"tantivy"``,
     ``"ladybug"``, ``"postgres"``, ...); without it the built-in projections of entities run.
     """
+    quiet_unless_configured()
     given = projections or {}
     if settings is None:
         own = {name: Projecting(projection=name, store=store) for name, (_, store) in given.items()}
-        overrides: dict[str, object] = {"data_dir": Path(data_dir)} if data_dir is not None else {}
-        settings = load(**overrides, **({"projectors": own} if own else {}))
+        overrides: dict[str, Any] = {"data_dir": Path(data_dir)} if data_dir is not None else {}
+        if own:
+            overrides["projectors"] = own
+        settings = load(**overrides)
     with (
         open_read_side(settings, {name: projection for name, (projection, _) in given.items()}) as side,
         Running(side),

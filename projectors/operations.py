@@ -5,20 +5,31 @@ The command line calls them here or, when ``outbox up`` holds the embedded store
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
-from outbox.database import connected
-from outbox.errors import InvalidEvent, SettingsError, StoreError, VerificationFailed
+from outbox.database import Connection, connected
+from outbox.errors import InvalidEvent, RecordsRefused, SettingsError, VerificationFailed
 from projectors import ledger
+from projectors.pulse import pulses
 from projectors.query.search import Search
 from projectors.rebuild import rebuild as build_anew
 from projectors.rebuild import rollback as go_back
-from projectors.verify import NAMED_MAX, Report, Verifier
+from projectors.verify import Report, Verifier
 from projectors.wiring import ReadSide
 
 Tell = Callable[[int, int, str], None]
+"""Told the records done, 0 (how many there are is not known) and what is being done."""
+
+NO_LEASE: Final = (None, 0, False)
+_LEASE: Final = "SELECT holder, epoch, expires_at > clock_timestamp() FROM outbox.lease WHERE name = %s"
+_WAITING: Final = """
+SELECT count(*) FROM outbox.outbox o
+WHERE NOT EXISTS (SELECT FROM outbox.relay_cursor c WHERE c.name = %s AND pg_visible_in_snapshot(o.xid, c.a))
+"""
+_HEALTH: Final = "SELECT projector, health, extract(epoch FROM clock_timestamp() - at) FROM outbox.projector"
 
 
 def search(
@@ -33,7 +44,12 @@ def search(
     edges: Sequence[str] | None = None,
     token: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Answers of one question. ``how``: hybrid, semantic, text, neighbours, paths or find."""
+    """Answers of one question. ``how``: hybrid, semantic, text, neighbours, paths or find.
+
+    Hits (hybrid, semantic, text, find): ``{"key", "score", "store", "kind", "title", "snippet", "properties"}``,
+    hybrid ones also ``"ranks": {STORE: RANK}``. Neighbours: ``{"key", "kind", "name", "edge", "direction",
+    "store"}``. Paths: ``{"nodes": [KEY], "edges": [KIND], "store"}``. Best first.
+    """
     with Search(side) as asked:
         if token is not None:
             asked.wait_for(token)
@@ -59,73 +75,56 @@ def search(
 
 
 def status(side: ReadSide) -> dict[str, Any]:
-    """Lag, health, parked streams and dead letters, as the database knows them."""
+    """Lag, health, parked streams and dead letters as PostgreSQL knows them, and whether each store answers now.
+
+    ``{"log": {"last_position"}, "relay": {"leader": NAME or null, "epoch", "waiting": rows not yet published,
+    "parked": [{"topic", "key"}]}, "projectors": [{"projector", "store", "generation": NAME or null, "lag": messages
+    or null before the first generation, "health": what the projector said last, "seen_s_ago": when, or null,
+    "answers": whether its store answers now or null if that cannot be asked, "said": what the store said,
+    "dead_letters"}]}``
+    """
     with connected(side.write.dsn) as connection:
-        events = connection.execute("SELECT coalesce(max(position), 0) FROM outbox.event").fetchone()
-        lease = connection.execute(
-            "SELECT holder, epoch, expires_at > clock_timestamp() FROM outbox.lease WHERE name = %s",
-            [side.settings.relay.name],
-        ).fetchone()
-        waiting = connection.execute(
-            "SELECT count(*) FROM outbox.outbox o WHERE NOT EXISTS (SELECT FROM outbox.relay_cursor c"
-            " WHERE c.name = %s AND pg_visible_in_snapshot(o.xid, c.a))",
-            [side.settings.relay.name],
-        ).fetchone()
-        parked = connection.execute("SELECT DISTINCT topic, key FROM outbox.parked ORDER BY 1, 2").fetchall()
-        health = {
-            p: (h, round(float(age), 1))
-            for p, h, age in connection.execute(
-                "SELECT projector, health, extract(epoch FROM clock_timestamp() - at) FROM outbox.projector"
-            )
+        found = {
+            "log": {"last_position": _one(connection, "SELECT coalesce(max(position), 0) FROM outbox.event")[0]},
+            "relay": _relay(connection, side.settings.relay.name),
         }
-        letters = ledger.dead_letters(connection)
-        projectors = []
-        for name, plan in side.plans().items():
-            generation = ledger.serving(connection, name)
-            said, age = health.get(name, ("never ran", None))
-            projectors.append(
-                {
-                    "projector": name,
-                    "store": plan.store,
-                    "generation": generation,
-                    "lag": ledger.lag(connection, name, generation, plan.topics) if generation else None,
-                    "health": said,
-                    "seen_s_ago": age,
-                    "dead_letters": sum(d.projector == name and d.generation == generation for d in letters),
-                }
-            )
-    return {
-        "log": {"last_position": events[0] if events else 0},
-        "relay": {
-            "leader": lease[0] if lease and lease[2] else None,
-            "epoch": lease[1] if lease else 0,
-            "waiting": waiting[0] if waiting else 0,
-            "parked": [{"topic": t, "key": k} for t, k in parked],
-        },
-        "projectors": projectors,
-    }
+        projectors = _projectors(connection, side)
+    stores = {plan.store: side.store_settings(plan.store) for plan in side.plans().values()}
+    asked = pulses(stores)
+    for projector in projectors:
+        pulse = asked[projector["store"]]
+        projector |= {"answers": pulse.answers, "said": pulse.said}
+    return {**found, "projectors": projectors}
 
 
 def verify(
     side: ReadSide, *, projectors: Sequence[str] | None = None, repair: bool = False, tell: Tell | None = None
 ) -> list[dict[str, Any]]:
-    """Compare stores with the log; with ``repair`` write what differs and compare again."""
+    """Compare stores with the log; with ``repair`` write what differs and compare again.
+
+    One ``{"projector", "store", "generation", "records", "missing", "stale", "extra", "different", "parked",
+    "repaired", "seconds", "differences": [{"key", "stream", "kind", "version"}]}`` a projector: what is left to
+    repair, if anything is. At most :data:`projectors.verify.NAMED_MAX` differences are named; all are counted.
+    """
     return [_verify_one(side, name, repair=repair, tell=tell) for name in _names(side, projectors)]
 
 
 def rebuild(
     side: ReadSide, *, projector: str, check: bool = True, rollback: bool = False, tell: Tell | None = None
 ) -> dict[str, Any]:
-    """Build a projector's records anew and switch, or go back to the generation before."""
+    """Build a projector's records anew and switch, or go back to the generation before.
+
+    ``{"projector", "generation", "streams", "records", "seconds"}``; after a rollback the first two.
+    """
     plan, stations = side.plan(projector), side.stations(projector)
     if rollback:
         return {"projector": projector, "generation": go_back(plan, stations)}
 
     def verified(generation: str) -> None:
-        report = _report(side, projector, generation, tell)
+        report, _ = _compared(side, projector, generation, tell)
         if not report.clean:
             raise VerificationFailed(
-                f"{projector}: {len(report.differences)} records of {generation} differ from the log; not switched"
+                f"{projector}: {sum(report.counts.values())} records of {generation} differ from the log; not switched"
             )
 
     done = build_anew(
@@ -140,7 +139,11 @@ def rebuild(
 def dead_letters(
     side: ReadSide, *, projector: str | None = None, retry: bool = False, streams: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
-    """The parked streams; with ``retry`` the projector is asked to try them again."""
+    """The parked streams; with ``retry`` the projector is asked to try them again.
+
+    ``{"projector", "generation", "stream", "version", "type", "error", "attempts"}`` each. A running projector
+    tries again within a second; then the stream is gone from this list, or ``attempts`` has risen.
+    """
     with connected(side.write.dsn) as connection:
         if retry:
             for name in _names(side, [projector] if projector else None):
@@ -157,7 +160,46 @@ OPERATIONS: Final[Mapping[str, Callable[..., Any]]] = {
 }
 
 
+def _one(connection: Connection, query: LiteralString, *parameters: object) -> tuple[Any, ...]:
+    """The first row; only the lease's query can have none."""
+    row = connection.execute(query, parameters).fetchone()
+    return row if row is not None else NO_LEASE
+
+
+def _relay(connection: Connection, name: str) -> dict[str, Any]:
+    holder, epoch, leads = _one(connection, _LEASE, name)
+    parked = connection.execute("SELECT DISTINCT topic, key FROM outbox.parked ORDER BY 1, 2")
+    return {
+        "leader": holder if leads else None,
+        "epoch": epoch,
+        "waiting": _one(connection, _WAITING, name)[0],
+        "parked": [{"topic": topic, "key": key} for topic, key in parked],
+    }
+
+
+def _projectors(connection: Connection, side: ReadSide) -> list[dict[str, Any]]:
+    health = {p: (said, round(float(age), 1)) for p, said, age in connection.execute(_HEALTH)}
+    letters = Counter((d.projector, d.generation) for d in ledger.dead_letters(connection))
+    found = []
+    for name, plan in side.plans().items():
+        generation = ledger.serving(connection, name)
+        said, age = health.get(name, ("never ran", None))
+        found.append(
+            {
+                "projector": name,
+                "store": plan.store,
+                "generation": generation,
+                "lag": ledger.lag(connection, name, generation, plan.topics) if generation else None,
+                "health": said,
+                "seen_s_ago": age,
+                "dead_letters": letters[name, generation or ""],
+            }
+        )
+    return found
+
+
 def _names(side: ReadSide, wanted: Sequence[str] | None) -> list[str]:
+    """The names given, each of which must be a projector's; all if none is given."""
     for name in wanted or ():
         side.plan(name)
     return list(wanted or side.projecting)
@@ -168,30 +210,31 @@ def _verify_one(side: ReadSide, name: str, *, repair: bool, tell: Tell | None) -
         generation = ledger.serving(connection, name)
     if generation is None:
         raise SettingsError(f"{name} has no generation yet: run `outbox project {name}` or `outbox up` first")
-    report = _report(side, name, generation, tell, repair=repair)
-    repaired = len(report[1].differences) if isinstance(report, tuple) else 0
-    final = report[0] if isinstance(report, tuple) else report
+    report, repaired = _compared(side, name, generation, tell, repair=repair)
     return {
         "projector": name,
-        "store": final.store,
+        "store": report.store,
         "generation": generation,
-        **final.as_dict(),
+        **report.as_dict(),
         "repaired": repaired,
-        "seconds": round(final.seconds, 3),
-        "differences": [asdict(d) for d in final.differences[:NAMED_MAX]],
+        "seconds": round(report.seconds, 3),
+        "differences": [asdict(d) for d in report.differences],
     }
 
 
-def _report(side: ReadSide, name: str, generation: str, tell: Tell | None, *, repair: bool = False) -> Any:
+def _compared(
+    side: ReadSide, name: str, generation: str, tell: Tell | None, *, repair: bool = False
+) -> tuple[Report, int]:
+    """The last report, and the number of records written before it."""
     said = (lambda records: tell(records, 0, name)) if tell else None
     with connected(side.write.dsn) as connection, side.open_sink(name) as sink:
-        sink.prepare(generation)
+        sink.prepare(generation)  # a store that was wiped lacks every record, which is to be said and not to fail
         verifier = Verifier(connection, side.plan(name), sink, generation, side.write.registry)
-        report: Report = verifier.verify(said)
+        report = verifier.verify(said)
         if not repair or report.clean:
-            return report
+            return report, 0
         try:
-            verifier.repair(report)
-        except StoreError as error:
-            raise VerificationFailed(f"{name}: repair failed: {error}") from error
-        return verifier.verify(said), report
+            repaired = verifier.repair(report)
+        except RecordsRefused as error:
+            raise VerificationFailed(f"{name}: cannot be repaired: {error}") from error
+        return verifier.verify(said), repaired

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Final, Self
+from pathlib import Path
+from typing import Any, Final, Self, get_args, get_type_hints
 
 from outbox.envelope import topic_of
 from outbox.errors import SettingsError
@@ -17,6 +18,7 @@ from outbox.settings import Projecting, Settings
 from outbox.wiring import WriteSide, open_write_side
 from projectors.embedding import Embedder, embedder
 from projectors.entity import EntityDocuments, EntityGraph, EntityVectors
+from projectors.holding import held
 from projectors.pipeline import Plan
 from projectors.projection import Projection
 from projectors.query.protocol import Reader
@@ -87,27 +89,46 @@ class ReadSide:
         return Runner(plan, stations, lambda stop: first_build(plan, stations, stop))
 
     def open_sink(self, name: str) -> AbstractContextManager[Sink]:
-        """The projector's sink on its real store."""
-        store = self._of(name).store
-        opened: AbstractContextManager[Sink] = _load("outbox.sinks", store)(name, self.store_settings(store))
-        return opened
+        """The projector's sink on its real store.
+
+        Opening it raises :class:`~projectors.holding.StoreHeld` if another process has the store's folder open.
+        """
+        return self._opened(name, _load("outbox.sinks", self._of(name).store))
 
     def open_reader(self, name: str) -> AbstractContextManager[Reader] | None:
-        """The projector's reader; None if its store answers no questions."""
+        """The projector's reader, opened like its sink; None if its store answers no questions."""
         store = self._of(name).store
         if store not in entry_points(group="outbox.readers").names:
             return None
-        opened: AbstractContextManager[Reader] = _load("outbox.readers", store)(name, self.store_settings(store))
-        return opened
+        return self._opened(name, _load("outbox.readers", store))
+
+    def answers(self, name: str, question: str) -> bool:
+        """Whether the projector's store answers this question (a method of a reader), told without opening it:
+        a store that is down must not change who is asked. Readers say it by what ``open_reader`` returns."""
+        store = self._of(name).store
+        if store not in entry_points(group="outbox.readers").names:
+            return False
+        kind = get_args(get_type_hints(_load("outbox.readers", store)).get("return"))
+        if not kind:
+            raise SettingsError(f"store {store!r}: its open_reader must be annotated with the reader that it yields")
+        return hasattr(kind[0], question)
 
     def store_settings(self, store: str) -> dict[str, Any]:
         """A store's settings; in the embedded mode each has a folder of its own by default."""
         given = dict(self.settings.stores.get(store, {}))
-        if self.settings.mode == "embedded" and store in EMBEDDED.values() and not given:
-            return {"path": str(self.settings.data_dir / store)}
+        if self.settings.mode == "embedded" and store in EMBEDDED.values() and "url" not in given:
+            given.setdefault("path", str(self.settings.data_dir / store))
         if store == "postgres":
             given.setdefault("dsn", self.write.dsn)
         return given
+
+    @contextmanager
+    def _opened(self, name: str, opening: Callable[..., AbstractContextManager[Any]]) -> Iterator[Any]:
+        store = self._of(name).store
+        settings = self.store_settings(store)
+        folder = settings.get("path") if store in EMBEDDED.values() else None
+        with held(Path(folder)) if folder else nullcontext(), opening(name, settings) as opened:
+            yield opened
 
     @cached_property
     def _plans(self) -> dict[str, Plan]:

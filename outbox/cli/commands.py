@@ -131,7 +131,7 @@ def relay(
     from outbox.database import check_migrated, connect
     from outbox.wiring import open_write_side
 
-    with open_write_side(context.obj.settings()) as side, until_stopped() as stop:
+    with until_stopped() as stop, open_write_side(context.obj.settings()) as side:
         side.broker().close()  # settings that cannot work end here, not in the log
         with connect(side.dsn) as connection:
             check_migrated(connection)
@@ -156,9 +156,22 @@ def schemas(context: typer.Context, json: Json = False) -> None:
 
 @contextmanager
 def until_stopped() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, so that the loops end between two steps."""
+    """An event that SIGINT and SIGTERM set, so that the loops end between two steps.
+
+    A second SIGINT interrupts whatever keeps them: a person at the keyboard means it.
+    """
     stop = threading.Event()
-    before = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+    asked = False
+
+    def ask(number: int, _: object) -> None:
+        nonlocal asked
+        if number == signal.SIGINT and asked:
+            raise KeyboardInterrupt
+        asked = True
+        # Not here: the main thread may be interrupted inside ``stop.wait`` with the event's own lock in its hands.
+        threading.Thread(target=stop.set, name="stop").start()
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:

@@ -7,19 +7,23 @@ Every expected error ends in one line on standard error: exit 1 for what failed,
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
-import structlog
 import typer
 
 from outbox.cli.context import Context
 from outbox.errors import InvalidEvent, OutboxError, SettingsError
+from outbox.logs import configure_logging
 
-# The class is the one typer itself raises, wherever its release keeps it.
-_USAGE = typer.BadParameter.__mro__[2]
+# click's ClickException, wherever typer's release keeps it: what a wrong call raises.
+_USAGE: Any = typer.BadParameter.__mro__[2]
+
+INTERRUPTED: Final = 130
+"""What shells report of a command ended by SIGINT (128 + 2)."""
 
 app = typer.Typer(
     name="outbox",
@@ -42,52 +46,73 @@ def options(
     configure_logging(logging.INFO if verbose else logging.WARNING)
 
 
-def configure_logging(level: int) -> None:
-    """structlog to standard error: people's lines on a terminal, JSON elsewhere."""
-    renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=False,
-    )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-
-
 def build() -> typer.Typer:
-    """The command with everything installed registered on it."""
+    """The command with everything installed registered on it.
+
+    Raises :class:`~outbox.errors.SettingsError` if an installed package's commands cannot be loaded.
+    """
     from outbox.cli import commands
 
     if not app.registered_commands:
         commands.register(app)
         for entry in sorted(entry_points(group="outbox.commands"), key=lambda e: e.name):
-            entry.load()(app)
+            try:
+                register = entry.load()
+            except (ImportError, AttributeError) as error:
+                raise SettingsError(f"the commands {entry.name!r} ({entry.value}) cannot be loaded: {error}") from error
+            register(app)
     return app
 
 
 def main() -> None:
     """The entry point. Turns expected errors into one line and an exit code."""
     try:
-        code = build()(standalone_mode=False)
+        code = _run()
     except _USAGE as error:
         error.show()
         sys.exit(error.exit_code)
-    except (SettingsError, InvalidEvent) as error:
-        sys.exit(_say(error, 2))
-    except OutboxError as error:
-        sys.exit(_say(error, 1))
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(_say("stopped; run it again to go on", 130))
-    except BrokenPipeError:  # `outbox events | head`
-        sys.stderr.close()
-        sys.exit(0)
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(_say("stopped; run it again to go on", INTERRUPTED))
+    except BrokenPipeError:
+        sys.exit(_reader_gone())
+    except Exception as error:
+        known = _exit_code(error)
+        if known is None:
+            raise
+        sys.exit(_say(error, known))
+    sys.exit(code)
+
+
+def _run() -> int:
+    """The command's exit code. typer turns Ctrl-C into a code and a broken pipe into an exit: undone here."""
+    try:
+        code = build()(standalone_mode=False)
+    except SystemExit as exit_:
+        if isinstance(exit_.__context__, BrokenPipeError):
+            raise exit_.__context__ from None
+        raise
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    sys.stdout.flush()  # here, where a reader that has gone can still be answered
+    return code if isinstance(code, int) else 0
+
+
+def _exit_code(error: Exception) -> int | None:
+    """2: the call or a setting is wrong; 1: it failed; None: an error of our own code, to be seen in full."""
+    if isinstance(error, SettingsError | InvalidEvent):
+        return 2
+    if isinstance(error, OutboxError | OSError):  # of the system's, the text names the file and the reason
+        return 1
+    psycopg = sys.modules.get("psycopg")  # not imported for this: without it the error is not its own
+    return 1 if psycopg is not None and isinstance(error, psycopg.Error) else None
+
+
+def _reader_gone() -> int:
+    """`outbox events | head` is no failure. Python must not find out again when it flushes at the end."""
+    sys.stdout = sys.__stdout__
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    return 0
 
 
 def _say(error: object, code: int) -> int:

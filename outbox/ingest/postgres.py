@@ -14,7 +14,7 @@ _LAST: Final = """
 SELECT DISTINCT ON (e.stream) e.stream, e.version, e.meta ->> 'digest', e.type = 'entity.deleted', e.meta ->> 'source'
 FROM outbox.event e
 """
-# A stream keeps its source unless its last event says otherwise: so look at the streams that ever had it.
+# The last event decides whose a stream is, so the source is compared behind DISTINCT ON, never inside it.
 _OF_SOURCE: Final = f"""
 SELECT * FROM ({_LAST} WHERE split_part(e.stream, '-', 1) IN ('python', 'text') ORDER BY e.stream, e.version DESC)
 AS last (stream, version, digest, deleted, source) WHERE source = %(source)s
@@ -23,7 +23,7 @@ _OF_STREAMS: Final = f"{_LAST} WHERE e.stream = ANY (%(streams)s) ORDER BY e.str
 
 
 class PostgresLog:
-    """:class:`outbox.ingest.log.Log` on a connection in autocommit mode. Remembers the last token."""
+    """:class:`outbox.ingest.log.Log` on a connection in autocommit mode."""
 
     def __init__(self, connection: Connection, registry: Registry) -> None:
         self._connection = connection

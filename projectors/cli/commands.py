@@ -43,7 +43,9 @@ def up(
     settings = context.obj.settings()
     if settings.mode != "embedded":
         raise SettingsError("`outbox up` runs the embedded mode; on servers run `outbox relay` and `outbox project`")
-    with open_read_side(settings) as side, until_stopped() as stop, control.serving(side), Running(side) as running:
+    if control.holder_of(settings.data_dir):
+        raise OutboxError(f"`outbox up` runs already on {settings.data_dir}")
+    with until_stopped() as stop, open_read_side(settings) as side, control.serving(side), Running(side) as running:
         serve_metrics(metrics_port)
         typer.echo(f"PostgreSQL  {side.write.dsn}")
         for name, plan in side.plans().items():
@@ -62,7 +64,7 @@ def project(
     from outbox.database import check_migrated, connect
     from projectors.wiring import Running, open_read_side
 
-    with open_read_side(context.obj.settings()) as side, until_stopped() as stop:
+    with until_stopped() as stop, open_read_side(context.obj.settings()) as side:
         names = [side.plan(n).name for n in projectors or side.projecting]
         side.write.broker().close()
         with connect(side.write.dsn) as connection:
@@ -106,7 +108,7 @@ def search(
 
 
 def status(context: typer.Context, json: Json = False) -> None:
-    """Lag per projector, health per store, parked streams, dead letters."""
+    """Lag and health per projector, whether each store answers now, parked streams, dead letters."""
     from projectors.cli.show import show_status
 
     found = _run(context, "status")

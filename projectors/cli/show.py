@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 SNIPPET_LENGTH: Final = 100
+ANSWERS: Final[Mapping[bool | None, str]] = {True: "yes", False: "[red]no[/]", None: "-"}
 
 
 def show_answers(answers: Sequence[Mapping[str, Any]], how: str, console: Console | None = None) -> None:
@@ -41,18 +42,22 @@ def show_status(status: Mapping[str, Any]) -> None:
     out.print(f"relay: {escape(relay['leader'] or 'none leads')} (epoch {relay['epoch']})")
     for parked in relay["parked"]:
         out.print(f"[yellow]parked[/] {escape(parked['topic'])} {escape(parked['key'])}")
-    table = Table("projector", "store", "generation", "lag", "health", "dead letters")
+    table = Table("projector", "store", "answers", "generation", "lag", "health", "dead letters")
     for p in status["projectors"]:
         seen = "" if p["seen_s_ago"] is None else f" ({p['seen_s_ago']:.0f} s ago)"
         table.add_row(
             p["projector"],
             p["store"],
+            ANSWERS[p["answers"]],
             p["generation"] or "-",
             "-" if p["lag"] is None else str(p["lag"]),
             escape(p["health"]) + seen,
             str(p["dead_letters"]),
         )
     out.print(table)
+    for p in status["projectors"]:
+        if p["answers"] is False:
+            out.print(f"[red]no answer[/] from {p['store']}: {escape(p['said'])}")
 
 
 def show_verify(reports: Sequence[Mapping[str, Any]]) -> None:

@@ -11,8 +11,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, Self, TypeVar
+from functools import partial
+from itertools import zip_longest
+from threading import Lock
+from typing import Any, Final, Literal, Self, TypeVar, get_args
 
+import psycopg
+
+from outbox.database import Connection, not_migrated, unreachable
 from outbox.errors import InvalidEvent, SettingsError, StoreUnavailable
 from outbox.log.statement import Token
 from projectors import ledger
@@ -27,8 +33,18 @@ LIMIT_MAX: Final = 1_000
 SERVING_S: Final = 0.5
 """How long an answer to "which generation serves" is believed; the one before it is kept after a switch."""
 
-Question = Literal["nearest", "match", "neighbours"]
+POOL: Final = 3
+"""Threads of a hybrid question: one for each kind of store."""
+WIDER: Final = 3
+"""How many times more hits than wanted a hybrid question takes from each store, for ranks to meet."""
+
+Question = Literal["nearest", "match", "neighbours", "paths", "find"]
+"""A method of a reader."""
 R = TypeVar("R")
+T = TypeVar("T")
+Ask = Callable[[str, Any, str], Sequence[R]]
+"""Puts a question to a projector's reader, at a generation."""
+_NONE: Final = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +58,24 @@ class Fused:
 class Search:
     """Answers questions from the serving generations. Use as a context manager; safe for one thread.
 
-    Every method raises :class:`~outbox.errors.StoreUnavailable` if the store it needs is down; ``hybrid``
-    answers from those that are up, and raises only if none is.
+    Stores are opened when first asked. Every method raises :class:`~outbox.errors.StoreUnavailable` if a store
+    it needs is down, :class:`~outbox.errors.DatabaseError` if PostgreSQL is, and
+    :class:`~outbox.errors.SettingsError` if no projector's store answers such questions; ``hybrid`` answers from
+    the stores that are up, and raises only if none is. ``limit`` is 1 to :data:`LIMIT_MAX` (more is cut to it).
     """
 
     def __init__(self, side: ReadSide) -> None:
         self._side = side
         self._stack = ExitStack()
+        self._connection: Connection | None = None
+        self._asking = {name: Lock() for name in side.projecting}
         self._readers: dict[str, Any] = {}
         self._serving: dict[str, tuple[str, float]] = {}
 
     def __enter__(self) -> Self:
-        self._connection = self._side.write.connection()
-        self._stack.callback(self._connection.close)
-        self._pool = self._stack.enter_context(ThreadPoolExecutor(3, "search"))
+        self._stack.callback(self._disconnect)
+        self._connected()
+        self._pool = self._stack.enter_context(ThreadPoolExecutor(POOL, "search"))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,99 +83,146 @@ class Search:
 
     def semantic(self, text: str, limit: int = 10) -> list[Hit]:
         """The records whose meaning is nearest."""
-        return self._ask("nearest", lambda name, reader, g: self._nearest(name, reader, g, text, _bounded(limit)))
+        return _in_turn(self._ask("nearest", self._semantic(text, _bounded(limit))), limit)
 
     def text(self, text: str, limit: int = 10) -> list[Hit]:
         """The documents that match the words."""
-        return self._ask("match", lambda _, reader, g: reader.match(g, text, _bounded(limit)))
+        return _in_turn(self._ask("match", self._text(text, _bounded(limit))), limit)
 
     def neighbours(
         self, key: str, direction: Direction = "both", edges: Sequence[str] | None = None, limit: int = 50
     ) -> list[Neighbour]:
-        """The nodes one edge away from ``key``."""
-        return self._ask("neighbours", lambda _, r, g: r.neighbours(g, key, direction, edges, _bounded(limit)))
+        """The nodes one edge away from ``key``; ``edges``: only along these kinds."""
+        if direction not in get_args(Direction):
+            raise InvalidEvent(f"direction is {direction!r}: {', '.join(get_args(Direction))}", "direction")
+        most = _bounded(limit)
+        return _in_turn(self._ask("neighbours", lambda _, r, g: r.neighbours(g, key, direction, edges, most)), limit)
 
     def paths(self, source: str, target: str, depth: int = 4, limit: int = 10) -> list[Path]:
-        """The shortest paths between two nodes."""
+        """The shortest paths between two nodes, of 1 to :data:`~projectors.query.protocol.DEPTH_MAX` edges."""
         if not 1 <= depth <= DEPTH_MAX:
             raise InvalidEvent(f"depth is {depth}: 1 to {DEPTH_MAX} edges", "depth")
-        return self._ask("neighbours", lambda _, r, g: r.paths(g, source, target, depth, _bounded(limit)))
+        most = _bounded(limit)
+        return _in_turn(self._ask("paths", lambda _, r, g: r.paths(g, source, target, depth, most)), limit)
 
     def find(self, name: str, limit: int = 10) -> list[Hit]:
         """The nodes with this key or name."""
-        return self._ask("neighbours", lambda _, r, g: r.find(g, name, _bounded(limit)))
+        return _in_turn(self._ask("find", self._find(name, _bounded(limit))), limit)
 
     def hybrid(self, text: str, limit: int = 10) -> list[Fused]:
-        """Semantic, text and name matches as one list; asked at the same time."""
-        wide = _bounded(limit * 3)
-        asked: list[Callable[[], list[Hit]]] = []
-        if self._who("nearest"):
-            asked.append(lambda: self.semantic(text, wide))
-        if self._who("match"):
-            asked.append(lambda: self.text(text, wide))
-        if self._who("neighbours"):
-            asked.append(lambda: self.find(text, limit))
-        self._warm()
-        answers = [self._pool.submit(_tried, a) for a in asked]
-        results = [a.result() for a in answers]
-        failures = [r for r in results if isinstance(r, StoreUnavailable)]
-        if failures and len(failures) == len(results):
+        """Semantic, text and name matches as one list; the stores are asked at the same time."""
+        most = _bounded(limit)
+        wide = min(most * WIDER, LIMIT_MAX)
+        questions: Sequence[tuple[Question, Ask[Hit]]] = (
+            ("nearest", self._semantic(text, wide)),
+            ("match", self._text(text, wide)),
+            ("find", self._find(text, most)),
+        )
+        asked = [(name, ask) for question, ask in questions for name in self._who(question)]
+        if not asked:
+            raise SettingsError("no projector's store answers questions: see the settings under projectors")
+        self._generations(name for name, _ in asked)
+        tried = [self._pool.submit(self._tried, name, ask) for name, ask in asked]
+        answers = [t.result() for t in tried]
+        failures = [a for a in answers if isinstance(a, StoreUnavailable)]
+        if len(failures) == len(answers):
             raise failures[0]
-        return fuse([r for r in results if not isinstance(r, StoreUnavailable)])[:limit]
+        return fuse([a for a in answers if not isinstance(a, StoreUnavailable)])[:most]
 
     def wait_for(
         self, token: Token | int | str, timeout_s: float = 10.0, projectors: Iterable[str] | None = None
     ) -> None:
-        """Return once what the token's transaction wrote can be found. Names of projectors or of stores."""
-        wanted = set(projectors) if projectors is not None else None
-        topics = {
-            name: plan.topics
-            for name, plan in self._side.plans().items()
-            if wanted is None or name in wanted or plan.store in wanted
-        }
-        if wanted is not None and not topics:
-            raise SettingsError(f"none of {', '.join(sorted(wanted))} is a projector or a store")
-        wait_for(self._connection, _token(token), topics, timeout_s, self._side.settings.relay.name)
+        """Return once what the token's transaction wrote can be found, in all stores or in those named (by their
+        projectors' names or their own).
 
-    # ---------------------------------------------------------------- inside
+        Raises :class:`~outbox.errors.WaitTimeout`, :class:`~outbox.errors.SettingsError` for an unknown name and
+        :class:`~outbox.errors.InvalidEvent` for what is no token.
+        """
+        plans = self._side.plans()
+        wanted = set(projectors) if projectors is not None else set(plans)
+        if unknown := wanted - set(plans) - {plan.store for plan in plans.values()}:
+            raise SettingsError(f"{', '.join(sorted(unknown))}: there is no projector and no store of that name")
+        topics = {name: plan.topics for name, plan in plans.items() if wanted & {name, plan.store}}
+        relay = self._side.settings.relay.name
+        self._looked_up(lambda connection: wait_for(connection, _token(token), topics, timeout_s, relay))
 
-    def _nearest(self, name: str, reader: Any, generation: str, text: str, limit: int) -> Sequence[Hit]:
-        vector = self._side.embedder(name)([text])[0]
-        answer: Sequence[Hit] = reader.nearest(generation, vector, limit)
-        return answer
+    # ---------------------------------------------------------------- questions
 
-    def _ask(self, question: Question, ask: Callable[[str, Any, str], Sequence[R]]) -> list[R]:
+    def _semantic(self, text: str, limit: int) -> Ask[Hit]:
+        def ask(name: str, reader: Any, generation: str) -> Sequence[Hit]:
+            answer: Sequence[Hit] = reader.nearest(generation, self._side.embedder(name)([text])[0], limit)
+            return answer
+
+        return ask
+
+    def _text(self, text: str, limit: int) -> Ask[Hit]:
+        return lambda _, reader, generation: reader.match(generation, text, limit)
+
+    def _find(self, name: str, limit: int) -> Ask[Hit]:
+        return lambda _, reader, generation: reader.find(generation, name, limit)
+
+    # ------------------------------------------------------------------- asking
+
+    def _ask(self, question: Question, ask: Ask[R]) -> list[Sequence[R]]:
         names = self._who(question)
         if not names:
             raise SettingsError(f"no projector's store answers {question!r}: see the settings under projectors")
-        answers: list[R] = []
-        for name in names:
-            generation = self._generation(name)
-            if generation is not None:
-                answers += ask(name, self._reader(name), generation)
-        return answers
+        self._generations(names)
+        return [self._ask_one(name, ask) for name in names]
 
     def _who(self, question: Question) -> list[str]:
-        return [n for n in self._side.projecting if hasattr(self._reader(n), question)]
+        return [name for name in self._side.projecting if self._side.answers(name, question)]
 
-    def _warm(self) -> None:
-        for name in self._side.projecting:
-            self._generation(name)
+    def _ask_one(self, name: str, ask: Ask[R]) -> Sequence[R]:
+        """Nothing before the projector's first generation serves. A reader is asked by one thread at a time."""
+        generation, _ = self._serving.get(name, (None, 0.0))
+        if generation is None:
+            return []
+        with self._asking[name]:
+            return ask(name, self._reader(name), generation)
+
+    def _tried(self, name: str, ask: Ask[Hit]) -> Sequence[Hit] | StoreUnavailable:
+        try:
+            return self._ask_one(name, ask)
+        except StoreUnavailable as error:
+            return error
 
     def _reader(self, name: str) -> Any:
         if name not in self._readers:
             opened = self._side.open_reader(name)
-            self._readers[name] = None if opened is None else self._stack.enter_context(opened)
+            if opened is not None:
+                self._readers[name] = self._stack.enter_context(opened)
         return self._readers[name]
 
-    def _generation(self, name: str) -> str | None:
-        known, until = self._serving.get(name, (None, 0.0))
-        if time.monotonic() < until:
-            return known
-        found = ledger.serving(self._connection, name)
-        if found is not None:
-            self._serving[name] = (found, time.monotonic() + SERVING_S)
-        return found
+    # --------------------------------------------------------------- PostgreSQL
+
+    def _generations(self, names: Iterable[str]) -> None:
+        """Look up which generations serve, of those whose answer is older than :data:`SERVING_S`."""
+        for name in set(names):
+            _, until = self._serving.get(name, (None, 0.0))
+            if time.monotonic() >= until:
+                found = self._looked_up(partial(ledger.serving, projector=name))
+                if found is not None:
+                    self._serving[name] = (found, time.monotonic() + SERVING_S)
+
+    def _looked_up(self, look: Callable[[Connection], T]) -> T:
+        """A question to PostgreSQL; a connection that was lost is made anew for the next one."""
+        connection = self._connected()
+        try:
+            return look(connection)
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
+            raise not_migrated(error) from error
+        except psycopg.OperationalError as error:
+            raise unreachable(self._side.write.dsn, error) from error
+
+    def _connected(self) -> Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = self._side.write.connection()
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
 
 
 def fuse(answers: Sequence[Sequence[Hit]], k: int = RRF_K) -> list[Fused]:
@@ -168,16 +235,18 @@ def fuse(answers: Sequence[Sequence[Hit]], k: int = RRF_K) -> list[Fused]:
             scores[hit.key] = scores.get(hit.key, 0.0) + 1.0 / (k + rank)
             if hit.key not in hits or (hit.snippet and not hits[hit.key].snippet):
                 hits[hit.key] = hit
-            ranks.setdefault(hit.key, {})[hit.store] = rank
+            best = ranks.setdefault(hit.key, {})
+            best[hit.store] = min(rank, best.get(hit.store, rank))
     order = sorted(scores, key=lambda key: (-scores[key], key))
     return [Fused(replace(hits[key], score=scores[key], store="+".join(ranks[key])), ranks[key]) for key in order]
 
 
-def _tried(ask: Callable[[], list[Hit]]) -> list[Hit] | StoreUnavailable:
-    try:
-        return ask()
-    except StoreUnavailable as error:
-        return error
+def _in_turn(answers: Sequence[Sequence[R]], limit: int) -> list[R]:
+    """The first of each answer, then the second of each: scores of different stores cannot be compared."""
+    if len(answers) == 1:
+        return list(answers[0])
+    mixed = [one for rank in zip_longest(*answers, fillvalue=_NONE) for one in rank if one is not _NONE]
+    return mixed[:limit]  # type: ignore[return-value]
 
 
 def _bounded(limit: int) -> int:
