@@ -13,6 +13,7 @@ from kafka import TopicPartition as KafkaTopicPartition
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 
 from outbox.broker.kafka_python_errors import connection_options, translated
+from outbox.broker.kafka_python_join import Joining
 from outbox.broker.protocol import Delivery, Start, TopicPartition
 from outbox.broker.settings import KafkaSettings
 from outbox.broker.topics import decode_key
@@ -75,10 +76,7 @@ class KafkaPythonConsumer:
                 metrics_enabled=False,
             )
         self._assigned = Assigned(self._consumer)
-        with translated(settings):
-            # A leader that has not heard of a topic's partitions yet would share out none.
-            for topic in self._topics:
-                self._consumer.partitions_for_topic(topic)
+        self._joining = Joining(self._consumer)
         self._consumer.subscribe(self._topics, listener=self._assigned)
 
     def poll(self, max_messages: int, timeout_s: float) -> Sequence[Delivery]:
@@ -87,7 +85,6 @@ class KafkaPythonConsumer:
         while True:
             left = max(0.0, until - time.monotonic())
             with translated(self._settings):
-                self._begin()
                 records = self._fetch(max_messages, min(left, SLICE_S))
                 if records:
                     self._probed_at = time.monotonic()
@@ -130,6 +127,9 @@ class KafkaPythonConsumer:
         self._consumer.resume(partition)
 
     def _fetch(self, max_messages: int, timeout_s: float) -> list[Delivery]:
+        if not self._joining.joined(timeout_s):
+            return []
+        self._begin()
         try:
             found = self._consumer.poll(timeout_ms=round(timeout_s * 1000), max_records=max_messages)
         except errors.OffsetOutOfRangeError as error:

@@ -40,11 +40,15 @@ def test_a_key_has_one_partition_whichever_client_publishes_it_and_as_other_kafk
     bootstrap, topic
 ) -> None:
     messages = [Message(topic, key, b"") for key in KEYS]
-    ours = [[tp.partition for tp, _ in open_kafka(settings(bootstrap, c)).producer().publish(messages)] for c in CLIENTS]
+    ours = [
+        [tp.partition for tp, _ in open_kafka(settings(bootstrap, c)).producer().publish(messages)] for c in CLIENTS
+    ]
     theirs: list[int] = []
     producer = confluent_kafka.Producer({"bootstrap.servers": bootstrap, "partitioner": "murmur2_random"})
     for key in KEYS:
-        producer.produce(topic, b"", key.encode(), on_delivery=lambda _error, message: theirs.append(message.partition()))
+        producer.produce(
+            topic, b"", key.encode(), on_delivery=lambda _error, message: theirs.append(message.partition())
+        )
         assert producer.flush(30) == 0
     assert ours == [theirs, theirs]
     assert len(set(theirs)) > 6
@@ -59,7 +63,10 @@ def test_topics_are_made_with_the_partitions_set(bootstrap, topic) -> None:
 
 def test_a_group_may_have_members_of_both_clients(bootstrap, topic) -> None:
     members = [open_kafka(settings(bootstrap, c, partitions=4)).consumer(topic, [topic], earliest) for c in CLIENTS]
-    poll_until(lambda: (print([len(m.assignment()) for m in members]),[len(m.assignment()) for m in members] == [2, 2])[1], *members)
+    poll_until(
+        lambda: (print([len(m.assignment()) for m in members]), [len(m.assignment()) for m in members] == [2, 2])[1],
+        *members,
+    )
     assert not members[0].assignment() & members[1].assignment()
     for member in members:
         member.close()
@@ -87,7 +94,9 @@ def test_commits_are_seen_by_kafkas_own_tools(bootstrap, topic, client) -> None:
 @pytest.mark.parametrize("client", CLIENTS)
 def test_what_a_topic_itself_refuses_is_refused_with_its_index(bootstrap, topic, client) -> None:
     admin = KafkaAdminClient(bootstrap_servers=bootstrap)
-    admin.create_topics({topic: {"num_partitions": 1, "replication_factor": 1, "configs": {"max.message.bytes": "20000"}}})
+    admin.create_topics(
+        {topic: {"num_partitions": 1, "replication_factor": 1, "configs": {"max.message.bytes": "20000"}}}
+    )
     admin.close()
     producer = open_kafka(settings(bootstrap, client, compression="none")).producer()
     other = [Message(f"{topic}.other", f"k{i % 9}", f"{i}".encode()) for i in range(60)]

@@ -1,0 +1,43 @@
+"""Joining a group with kafka-python, apart from polling.
+
+kafka-python 3.0.12 waits for a join only inside ``poll`` and at most as long as that poll. A join that ends between
+two polls is begun again (a member busy between polls may so keep its group rebalancing), and one begun because a
+topic's partitions became known is forgotten: nobody takes up the answer, heartbeats stay off, and the member reads
+its old partitions for ever. So a join runs here as one task of the client's own thread, however long it takes.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+
+class Joining:
+    """The join under way, if any. Reaches into the client's coordinator, as no public call joins."""
+
+    def __init__(self, consumer: Any) -> None:
+        self._coordinator: Any = consumer._coordinator  # noqa: SLF001
+        self._task: Any = None
+        self._done = threading.Event()
+
+    def joined(self, timeout_s: float) -> bool:
+        """Whether the member is in its group; waits at most ``timeout_s`` for a join. Raises kafka-python's errors."""
+        if self._task is None and self._wanted():
+            self._begin()
+        if self._task is None:
+            return True
+        if not self._done.wait(timeout_s):
+            return False
+        task, self._task = self._task, None
+        if task.failed():
+            raise task.exception
+        return True
+
+    def _wanted(self) -> bool:
+        return bool(self._coordinator.rejoining or self._coordinator.need_rejoin())
+
+    def _begin(self) -> None:
+        self._done.clear()
+        self._coordinator.request_rejoin()
+        self._task = self._coordinator._manager.call_soon(self._coordinator.ensure_active_group_async)  # noqa: SLF001
+        self._task.add_both(lambda _result: self._done.set())
