@@ -97,7 +97,7 @@ def test_readers_beside_a_writer_and_its_checkpoints_harm_nothing(
     settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ladybug_graph, "CHECKPOINT_BYTES", 256 * 1024)
-    nodes = 800
+    nodes = 3_000
     done = threading.Event()
 
     def ask(seed: int) -> int:
@@ -105,7 +105,7 @@ def test_readers_beside_a_writer_and_its_checkpoints_harm_nothing(
         with open_reader("p", settings) as reader:
             while not done.is_set():
                 one, other = f"k{source.randrange(nodes)}", f"k{source.randrange(nodes)}"
-                reader.paths("g", one, other, 3, 3)
+                reader.paths("g", one, other, 6, 5)
                 reader.neighbours("g", one, "both", None, 10)
                 assert [hit.key for hit in reader.find("g", other, 1)] == [other]
                 asked += 1
@@ -113,13 +113,13 @@ def test_readers_beside_a_writer_and_its_checkpoints_harm_nothing(
 
     with open_sink("p", settings) as sink, ThreadPoolExecutor(2) as pool:
         sink.prepare("g")
-        sink.apply("g", graph(nodes, 3_000))
+        sink.apply("g", graph(nodes, 15_000))
         asking = [pool.submit(ask, seed) for seed in range(2)]
         try:
-            for version in range(2, 8):
-                changes = graph(nodes, 3_000, version)
-                for start in range(0, nodes, 200):
-                    sink.apply("g", changes[start : start + 200])
+            for version in range(2, 4):
+                changes = graph(nodes, 15_000, version)
+                for start in range(0, nodes, 500):
+                    sink.apply("g", changes[start : start + 500])
         finally:
             done.set()
         assert all(asked.result() > 0 for asked in asking)
