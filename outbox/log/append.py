@@ -48,8 +48,8 @@ Execute = Callable[[Any, Statement], Any]
 
 _NAME: Final = re.compile(r":(\w+)")
 
-_BINARY: Final = frozenset({"ids", "data", "payload"})
-"""Parameters that psycopg sends in PostgreSQL's binary form: bytes as hexadecimal text are twice as long."""
+_BINARY: Final = frozenset({"types", "ids", "data", "meta", "payload"})
+"""Parameters that psycopg sends in PostgreSQL's binary form: it writes arrays several times faster than as text."""
 
 _NOT_MIGRATED: Final = frozenset({"3F000", "42P01", "42883"})
 """SQLSTATEs of a schema, a table and a function that do not exist."""
@@ -159,18 +159,18 @@ async def _psycopg_async(connection: Any, statement: Statement) -> Any:
 
 
 def _sqlalchemy(connection: Any, statement: Statement) -> Any:
-    return connection.execute(_text(statement.sql), statement.values).one()
+    return connection.execute(_text(statement.sql), _literal(statement.values)).one()
 
 
 async def _sqlalchemy_async(connection: Any, statement: Statement) -> Any:
-    return (await connection.execute(_text(statement.sql), statement.values)).one()
+    return (await connection.execute(_text(statement.sql), _literal(statement.values))).one()
 
 
 def _django(connection: Any, statement: Statement) -> Any:
     if connection.vendor != "postgresql":
         raise DatabaseError(f"append needs PostgreSQL; this Django connection is to {connection.vendor}")
     with connection.cursor() as cursor:
-        cursor.execute(_percent(statement.sql), statement.values)
+        cursor.execute(_percent(statement.sql), _literal(statement.values))
         return cursor.fetchone()
 
 
@@ -203,8 +203,21 @@ _ASYNCHRONOUS: Final[Mapping[str, Execute]] = {
 }
 
 
+def _literal(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The values with a list of bytes written as PostgreSQL writes it (manual, 8.15.2 and 8.4.1).
+
+    Drivers that send text escape each element by regular expressions, which takes longer than all the rest.
+    """
+    data = values.get("data")
+    if not isinstance(data, list):
+        return values
+    return {**values, "data": "{" + ",".join(f'"\\\\x{item.hex()}"' for item in data) + "}"}
+
+
 @cache
 def _percent(text: str, binary: frozenset[str] = frozenset()) -> str:
+    if not binary:
+        text = _as_literal(text)
     return _NAME.sub(lambda m: f"%({m[1]}){'b' if m[1] in binary else 's'}", text)
 
 
@@ -213,6 +226,11 @@ def _text(text: str) -> Any:
     from sqlalchemy import BigInteger, bindparam
     from sqlalchemy import text as sqlalchemy_text
 
-    clause = sqlalchemy_text(text)
+    clause = sqlalchemy_text(_as_literal(text))
     # Left to guess, SQLAlchemy casts every int to INTEGER, which a version may outgrow.
     return clause.bindparams(bindparam("expected", type_=BigInteger)) if ":expected" in text else clause
+
+
+def _as_literal(text: str) -> str:
+    """The statement for a list of bytes given as :func:`_literal` writes it: a text that PostgreSQL parses."""
+    return text.replace("CAST(:data AS bytea[])", "CAST(CAST(:data AS text) AS bytea[])")

@@ -20,7 +20,7 @@ from psycopg.types.json import Jsonb
 from outbox.codec import Registry, default_registry
 from outbox.errors import DatabaseError, DuplicateEvent, VersionConflict
 from outbox.event import NewEvent
-from outbox.log.statement import Expected, Token, append_statement, spoken
+from outbox.log.statement import Expected, Token, check_batch, spoken
 
 CHUNK_EVENTS: Final = 10_000
 CHUNK_BYTES: Final = 32 * 1024 * 1024
@@ -103,7 +103,7 @@ def bulk_append(
 def _chunks(batches: Iterable[Batch], registry: Registry) -> Iterator[_Chunk]:
     chunk = _Chunk()
     for stream, expected, events in batches:
-        chunk.add(append_statement(stream, expected, events, registry).values)
+        chunk.add(check_batch(stream, expected, events, registry))
         if chunk.full:
             yield chunk
             chunk = _Chunk()

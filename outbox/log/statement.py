@@ -22,9 +22,11 @@ from outbox.event import STREAM_LENGTH_MAX, NewEvent, check_stream
 Expected = int | Literal["any", "exists", "none"]
 """The version a stream must have: a number (0: it must not exist yet), or a word."""
 
-APPEND: Final = (
-    "SELECT status, version, positions, xid FROM outbox.append(:stream, :expected, :types, :ids, :data, :meta)"
-)
+_ANSWER: Final = "SELECT status, version, positions, xid FROM"
+APPEND: Final = f"{_ANSWER} outbox.append(:stream, :expected, :types, :ids, CAST(:data AS bytea[]), :meta)"
+APPEND_ONE: Final = f"{_ANSWER} outbox.append_one(:stream, :expected, :types, :ids, :data, :meta)"
+"""The parameters have the same names, so that all statements are handled alike."""
+
 SEND: Final = (
     "INSERT INTO outbox.outbox (topic, key, headers, payload)"
     " VALUES (:topic, :key, CAST(:headers AS jsonb), :payload) RETURNING CAST(xid AS text)"
@@ -80,21 +82,26 @@ class Statement:
 
 def append_statement(stream: str, expected: Expected, events: Sequence[NewEvent], registry: Registry) -> Statement:
     """Encode and check the events and build the statement. Raises :class:`~outbox.errors.InvalidEvent`."""
+    values = check_batch(stream, expected, events, registry)
+    if len(events) > 1:
+        return Statement(APPEND, values)
+    return Statement(APPEND_ONE, {n: v[0] if isinstance(v, list) else v for n, v in values.items()})
+
+
+def check_batch(stream: str, expected: Expected, events: Sequence[NewEvent], registry: Registry) -> dict[str, Any]:
+    """Encode and check one batch: its stream and expected number, and lists of ids, types, data and meta."""
     if not events:
         raise InvalidEvent("an append needs at least one event")
     if len(events) > BATCH_MAX:
         raise InvalidEvent(f"{len(events)} events in one append, at most {BATCH_MAX}: use the bulk load")
-    return Statement(
-        APPEND,
-        {
-            "stream": check_stream(stream),
-            "expected": expected_number(expected),
-            "ids": check_ids(events),
-            "types": [e.type for e in events],
-            "data": _bounded([registry.encode(e.type, e.data) for e in events]),
-            "meta": [encode_meta(e.meta) for e in events],
-        },
-    )
+    return {
+        "stream": check_stream(stream),
+        "expected": expected_number(expected),
+        "ids": check_ids(events),
+        "types": [e.type for e in events],
+        "data": _bounded([registry.encode(e.type, e.data) for e in events]),
+        "meta": [encode_meta(e.meta) for e in events],
+    }
 
 
 def check_ids(events: Sequence[NewEvent]) -> list[uuid.UUID]:
@@ -118,12 +125,13 @@ def _bounded(data: list[bytes]) -> list[bytes]:
 def read_append(statement: Statement, row: Sequence[Any]) -> Appended:
     """Turn the statement's row into :class:`Appended`, or raise the conflict it tells of."""
     status, version, positions, xid = row
-    stream, ids = statement.values["stream"], statement.values["ids"]
+    stream, given = statement.values["stream"], statement.values["ids"]
     if status == "conflict":
         raise VersionConflict(stream, spoken(statement.values["expected"]), version)
     if status == "duplicate":
         raise DuplicateEvent(stream)
-    return Appended(stream, version, tuple(positions), tuple(ids), Token(int(xid)), status == "repeated")
+    ids = tuple(given) if isinstance(given, list) else (given,)
+    return Appended(stream, version, tuple(positions), ids, Token(int(xid)), status == "repeated")
 
 
 def send_statement(topic: str, key: str, payload: bytes | None, headers: Mapping[str, str] | None = None) -> Statement:

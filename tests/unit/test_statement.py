@@ -65,7 +65,7 @@ def test_a_conflict_names_stream_expected_and_actual():
 
 
 def test_the_bytes_of_a_batch_are_bounded(monkeypatch):
-    size = len(build(event()).values["data"][0])
+    size = len(build(event()).values["data"])
     monkeypatch.setattr(module, "BATCH_BYTES_MAX", 2 * size)
     build(event(), event())
     with pytest.raises(InvalidEvent, match="in one append, at most"):

@@ -2,40 +2,9 @@
 -- expected: n >= 0 exactly that version (0: the stream must not exist), -1 any, -2 the stream must exist.
 -- status: written | repeated (the same ids stand already: their positions) | conflict | duplicate
 -- Nothing is raised for a conflict: an exception would abort the transaction of the caller.
-
--- Writes the batch after version "base". The first row is the gate: whoever gets (stream, base + 1) owns the
--- end of the stream until its transaction ends, so the other rows cannot collide, and outbox.seq (drawn after
--- the gate) rises with the version. NULL: somebody else got the gate.
-CREATE OR REPLACE FUNCTION outbox.write_batch(
-    p_stream text, p_base bigint, p_types text[], p_ids uuid[], p_data bytea[], p_meta text[]
-) RETURNS bigint[] LANGUAGE plpgsql AS $$
-DECLARE
-    gate bigint;
-    rest bigint[];
-BEGIN
-    INSERT INTO outbox.event (stream, version, type, id, data, meta)
-    VALUES (p_stream, p_base + 1, p_types[1], p_ids[1], p_data[1], p_meta[1]::jsonb)
-    ON CONFLICT DO NOTHING RETURNING position INTO gate;
-    IF gate IS NULL THEN
-        RETURN NULL;
-    END IF;
-    IF cardinality(p_ids) = 1 THEN
-        INSERT INTO outbox.outbox (position) VALUES (gate);
-        RETURN ARRAY[gate];
-    END IF;
-    WITH written AS (
-        INSERT INTO outbox.event (stream, version, type, id, data, meta)
-        SELECT p_stream, p_base + 1 + n, t, i, d, m::jsonb
-        FROM unnest(p_types[2:], p_ids[2:], p_data[2:], p_meta[2:]) WITH ORDINALITY AS r (t, i, d, m, n)
-        ORDER BY n
-        RETURNING position, version
-    )
-    SELECT array_agg(position ORDER BY version) INTO rest FROM written;
-    rest := gate || rest;
-    INSERT INTO outbox.outbox (position) SELECT unnest(rest);
-    RETURN rest;
-END $$;
-
+--
+-- Whoever has (stream, base + 1) in the unique index owns the end of the stream until its transaction is over:
+-- all others wait there. outbox.seq is drawn behind that gate, so it rises with the version of every stream.
 CREATE OR REPLACE FUNCTION outbox.append(
     p_stream text, p_expected bigint, p_types text[], p_ids uuid[], p_data bytea[], p_meta text[],
     OUT status text, OUT version bigint, OUT positions bigint[], OUT xid text
@@ -50,20 +19,25 @@ BEGIN
         base := coalesce((SELECT e.version FROM outbox.event e WHERE e.stream = p_stream
                           ORDER BY e.version DESC LIMIT 1), 0);
         fits := p_expected = base OR p_expected = -1 OR (p_expected = -2 AND base > 0);
-        IF fits AND cardinality(p_ids) = 1 THEN
-            positions := outbox.write_batch(p_stream, base, p_types, p_ids, p_data, p_meta);
-        ELSIF fits THEN
+        IF fits THEN
             BEGIN
-                positions := outbox.write_batch(p_stream, base, p_types, p_ids, p_data, p_meta);
-            EXCEPTION WHEN unique_violation THEN    -- an id of the batch stands elsewhere: undo the gate too
-                positions := NULL;
+                WITH written AS (
+                    INSERT INTO outbox.event (stream, version, type, id, data, meta)
+                    SELECT p_stream, base + n, t, i, d, m::jsonb
+                    FROM unnest(p_types, p_ids, p_data, p_meta) WITH ORDINALITY AS r (t, i, d, m, n)
+                    ORDER BY n
+                    RETURNING event.position
+                ), told AS (
+                    INSERT INTO outbox.outbox (position) SELECT w.position FROM written w ORDER BY w.position
+                )
+                SELECT array_agg(w.position ORDER BY w.position) INTO positions FROM written w;
+                status := 'written';
+                version := base + cardinality(p_ids);
+                xid := pg_current_xact_id()::text;
+                RETURN;
+            EXCEPTION WHEN unique_violation THEN    -- somebody else got the gate, or an id stands already
+                NULL;
             END;
-        END IF;
-        IF positions IS NOT NULL THEN
-            status := 'written';
-            version := base + cardinality(p_ids);
-            xid := pg_current_xact_id()::text;
-            RETURN;
         END IF;
         -- Not written: said before, said elsewhere, a conflict, or a race that was lost.
         SELECT count(DISTINCT e.stream) AS streams, min(e.stream) AS stream, array_agg(e.id ORDER BY e.version) AS ids,
@@ -94,4 +68,33 @@ BEGIN
                 USING ERRCODE = 'serialization_failure';
         END IF;
     END LOOP;
+END $$;
+
+-- The same for one event, which most appends are: no arrays, no subtransaction. Whatever is out of the ordinary
+-- is left to the function above.
+CREATE OR REPLACE FUNCTION outbox.append_one(
+    p_stream text, p_expected bigint, p_type text, p_id uuid, p_data bytea, p_meta text,
+    OUT status text, OUT version bigint, OUT positions bigint[], OUT xid text
+) LANGUAGE plpgsql AS $$
+DECLARE
+    base    bigint;
+    place   bigint;
+BEGIN
+    base := coalesce((SELECT e.version FROM outbox.event e WHERE e.stream = p_stream
+                      ORDER BY e.version DESC LIMIT 1), 0);
+    IF p_expected = base OR p_expected = -1 OR (p_expected = -2 AND base > 0) THEN
+        INSERT INTO outbox.event (stream, version, type, id, data, meta)
+        VALUES (p_stream, base + 1, p_type, p_id, p_data, p_meta::jsonb)
+        ON CONFLICT DO NOTHING RETURNING event.position INTO place;
+    END IF;
+    IF place IS NULL THEN
+        SELECT a.status, a.version, a.positions, a.xid INTO status, version, positions, xid
+        FROM outbox.append(p_stream, p_expected, ARRAY[p_type], ARRAY[p_id], ARRAY[p_data], ARRAY[p_meta]) a;
+        RETURN;
+    END IF;
+    INSERT INTO outbox.outbox (position) VALUES (place);
+    status := 'written';
+    version := base + 1;
+    positions := ARRAY[place];
+    xid := pg_current_xact_id()::text;
 END $$;
