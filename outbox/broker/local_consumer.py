@@ -38,6 +38,7 @@ JOIN outbox.broker_lease l ON l.grp = %s AND l.topic_id = t.topic_id AND l.parti
                           AND l.member = %s AND l.epoch = w.epoch
 WHERE p.next_offset > w.at ORDER BY w.ord
 """
+# ORDER BY and LIMIT inside keep the planner from joining first and filtering by offset afterwards.
 READ: Final = """
 SELECT w.ord, m."offset", m.key, m.value, m.headers
 FROM unnest(%s::text[], %s::int[], %s::bigint[], %s::bigint[], %s::bigint[])
@@ -48,6 +49,7 @@ JOIN outbox.broker_lease l ON l.grp = %s AND l.topic_id = t.topic_id AND l.parti
 CROSS JOIN LATERAL (
     SELECT "offset", key, value, headers FROM outbox.broker_message b
     WHERE b.topic_id = t.topic_id AND b.partition = w.partition AND b."offset" >= w.at AND b."offset" < w.before
+    ORDER BY b."offset" LIMIT w.before - w.at
 ) AS m
 ORDER BY w.ord, m."offset"
 """
