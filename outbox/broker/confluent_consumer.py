@@ -11,7 +11,7 @@ import structlog
 from outbox.broker.librdkafka import opened, unavailable
 from outbox.broker.protocol import Delivery, Start, TopicPartition
 from outbox.broker.settings import KafkaSettings
-from outbox.broker.topics import decode_key
+from outbox.broker.topics import decode_headers, decode_key
 from outbox.errors import BrokerError
 
 log: Final = structlog.get_logger("outbox.broker")
@@ -115,7 +115,7 @@ class ConfluentConsumer:
                 message.offset(),
                 decode_key(message.key()),
                 message.value(),
-                {name: value or b"" for name, value in message.headers() or ()},
+                decode_headers(message.headers()),
             )
             for message in messages
             if message.error() is None or self._note(message)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 from zlib import crc32
 
@@ -49,16 +48,42 @@ SELECT topic_id, partition, base, pg_notify(%s, '') FROM moved
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """A message on its way: where it goes, and the ``rank``-th of its statement for that partition."""
+@dataclass(slots=True)
+class Chunk:
+    """The messages of one statement, by column; ``ranks`` counts those of one partition from 0."""
 
-    topic_id: int
-    partition: int
-    rank: int
-    key: bytes
-    value: bytes | None
-    headers: bytes
+    topic_ids: list[int] = field(default_factory=list)
+    partitions: list[int] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    values: list[bytes | None] = field(default_factory=list)
+    headers: list[bytes] = field(default_factory=list)
+    counts: dict[tuple[int, int], int] = field(default_factory=dict)
+    size_bytes: int = 0
+
+    def add(self, topic: Topic, key: bytes, value: bytes | None, headers: bytes) -> None:
+        place = topic.id, crc32(key) % topic.partitions
+        rank = self.counts.get(place, 0)
+        self.counts[place] = rank + 1
+        self.topic_ids.append(place[0])
+        self.partitions.append(place[1])
+        self.ranks.append(rank)
+        self.keys.append(key)
+        self.values.append(value)
+        self.headers.append(headers)
+
+    def parameters(self) -> list[Any]:
+        wanted = [topic_id for topic_id, _ in self.counts], [partition for _, partition in self.counts]
+        messages = self.topic_ids, self.partitions, self.ranks, self.keys, self.values, self.headers
+        return [*wanted, list(self.counts.values()), *messages, CHANNEL]
+
+    def placed(
+        self, bases: Mapping[tuple[int, int], int], names: Mapping[int, str]
+    ) -> list[tuple[TopicPartition, int]]:
+        """Where each message went; ``bases`` are the first offsets given out in each partition."""
+        lanes = {place: (TopicPartition(names[place[0]], place[1]), base) for place, base in bases.items()}
+        at = [lanes[place] for place in zip(self.topic_ids, self.partitions, strict=True)]
+        return [(tp, base + rank) for (tp, base), rank in zip(at, self.ranks, strict=True)]
 
 
 class LocalProducer:
@@ -94,12 +119,8 @@ class LocalProducer:
             with connection.transaction() if len(chunks) > 1 else contextlib.nullcontext():
                 bases = [self._put(connection, chunk) for chunk in chunks]
             self._trim(connection, len(messages))
-        offsets = (
-            base[p.topic_id, p.partition] + p.rank for chunk, base in zip(chunks, bases, strict=True) for p in chunk
-        )
-        partitions = self._partitions()
-        places = (partitions[p.topic_id, p.partition] for chunk in chunks for p in chunk)
-        return list(zip(places, offsets, strict=True))
+        names = {topic.id: name for name, topic in self._topics.items()}
+        return [place for chunk, base in zip(chunks, bases, strict=True) for place in chunk.placed(base, names)]
 
     def _learn(self, connection: Connection, messages: Iterable[Message]) -> None:
         wanted = {message.topic for message in messages}
@@ -110,22 +131,17 @@ class LocalProducer:
                 unknown = sorted(wanted)
             self._topics |= ensure_topics(connection, unknown, self._settings.partitions)
 
-    def _chunks(self, messages: Sequence[Message]) -> Iterator[list[Placed]]:
-        chunk: list[Placed] = []
-        ranks: Counter[tuple[int, int]] = Counter()
-        size = 0
+    def _chunks(self, messages: Sequence[Message]) -> Iterator[Chunk]:
+        chunk = Chunk()
         for index, message in enumerate(messages):
             key, headers = encode_key(message, index), encode_headers(message, index)
             needed = len(key) + len(headers) + len(message.value or b"")
             self._check_size(message, needed, index)
-            if chunk and (len(chunk) == CHUNK_MESSAGES or size + needed > CHUNK_BYTES):
+            if chunk.keys and (len(chunk.keys) == CHUNK_MESSAGES or chunk.size_bytes + needed > CHUNK_BYTES):
                 yield chunk
-                chunk, ranks, size = [], Counter(), 0
-            topic = self._topics[message.topic]
-            place = topic.id, crc32(key) % topic.partitions
-            chunk.append(Placed(*place, ranks[place], key, message.value, headers))
-            ranks[place] += 1
-            size += needed
+                chunk = Chunk()
+            chunk.add(self._topics[message.topic], key, message.value, headers)
+            chunk.size_bytes += needed
         yield chunk
 
     def _check_size(self, message: Message, size: int, index: int) -> None:
@@ -135,33 +151,13 @@ class LocalProducer:
                 f"message {index} for topic {message.topic!r} has {size} bytes, the limit is {limit}", index
             )
 
-    def _put(self, connection: Connection, chunk: Sequence[Placed]) -> dict[tuple[int, int], int]:
+    def _put(self, connection: Connection, chunk: Chunk) -> dict[tuple[int, int], int]:
         """Write one chunk; the first offset given out in each partition."""
-        counts = Counter((p.topic_id, p.partition) for p in chunk)
-        parameters: list[Any] = [
-            [topic_id for topic_id, _ in counts],
-            [partition for _, partition in counts],
-            list(counts.values()),
-            [p.topic_id for p in chunk],
-            [p.partition for p in chunk],
-            [p.rank for p in chunk],
-            [p.key for p in chunk],
-            [p.value for p in chunk],
-            [p.headers for p in chunk],
-            CHANNEL,
-        ]
-        rows = connection.execute(PUBLISH, parameters).fetchall()
-        if len(rows) != len(counts):
+        rows = connection.execute(PUBLISH, chunk.parameters()).fetchall()
+        if len(rows) != len(chunk.counts):
             self._topics.clear()
             raise psycopg.OperationalError("a topic was deleted")
         return {(topic_id, partition): base for topic_id, partition, base, _ in rows}
-
-    def _partitions(self) -> dict[tuple[int, int], TopicPartition]:
-        return {
-            (topic.id, number): TopicPartition(name, number)
-            for name, topic in self._topics.items()
-            for number in range(topic.partitions)
-        }
 
     def _trim(self, connection: Connection, published: int) -> None:
         self._until_trim -= published

@@ -84,3 +84,10 @@ def encode_key(message: Message, index: int) -> bytes:
 def decode_key(key: bytes | None) -> str:
     """The key as text; bytes that are not UTF-8 (another program's) become surrogates, so that none is lost."""
     return key.decode("utf-8", "surrogateescape") if key else ""
+
+
+def decode_headers(headers: Sequence[tuple[str, bytes | None]] | None) -> Mapping[str, bytes]:
+    """Headers by name; the last of a name stands, and one without a value (another program's) is empty."""
+    if not headers:
+        return {}
+    return {name: value or b"" for name, value in headers}
