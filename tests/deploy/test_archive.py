@@ -13,7 +13,8 @@ from deploy.local.java import find_java
 def shared(monkeypatch, tmp_path):
     """The real Kafka jars, with the archive in a folder of the test's own."""
     monkeypatch.setattr(
-        "deploy.local.kafka.archive.flags", lambda java, _shared, folder, real=archive.flags: real(java, tmp_path, folder)
+        "deploy.local.kafka.archive.flags",
+        lambda java, _shared, folder, real=archive.flags: real(java, tmp_path, folder),
     )
     return tmp_path
 

@@ -59,7 +59,11 @@ def test_every_server_keeps_its_data_in_a_volume_of_its_own(name):
 
 def test_postgres_has_the_settings_it_has_without_docker():
     given = dict(option.removeprefix("-c").split("=") for option in SERVICES["postgres"]["command"][1:])
-    own = {key: value for key, value in POSTGRES_SETTINGS.items() if key not in ("listen_addresses", "unix_socket_directories")}
+    own = {
+        key: value
+        for key, value in POSTGRES_SETTINGS.items()
+        if key not in ("listen_addresses", "unix_socket_directories")
+    }
     assert given == own
 
 

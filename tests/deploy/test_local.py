@@ -58,11 +58,16 @@ def test_all_five_start_side_by_side_and_say_where_they_are(local):
 
 def test_postgres_has_logical_decoding_and_durable_commits(local):
     with psycopg.connect(local["postgres"].address) as connection:
-        show = {name: connection.execute(f"SHOW {name}").fetchone()[0] for name in (
-            "wal_level", "fsync", "max_connections", "max_prepared_transactions", "max_replication_slots")}
+        show = {
+            name: connection.execute(f"SHOW {name}").fetchone()[0]
+            for name in ("wal_level", "fsync", "max_connections", "max_prepared_transactions", "max_replication_slots")
+        }
         assert show == {
-            "wal_level": "logical", "fsync": "on", "max_connections": "200",
-            "max_prepared_transactions": "0", "max_replication_slots": "20",
+            "wal_level": "logical",
+            "fsync": "on",
+            "max_connections": "200",
+            "max_prepared_transactions": "0",
+            "max_replication_slots": "20",
         }
         connection.execute("CREATE EXTENSION vector")
         assert connection.execute("SELECT '[3,4]'::vector <-> '[0,0]'").fetchone() == (5.0,)
@@ -233,7 +238,10 @@ def test_a_service_that_is_unknown_or_was_never_started_is_named(tmp_path):
 
 
 def test_chroma_refuses_settings_it_would_ignore(tmp_path):
-    with Local(tmp_path, settings={"chroma": {"x": "1"}}) as local, pytest.raises(LocalError, match="takes no settings"):
+    with (
+        Local(tmp_path, settings={"chroma": {"x": "1"}}) as local,
+        pytest.raises(LocalError, match="takes no settings"),
+    ):
         local.start("chroma")
 
 

@@ -83,8 +83,10 @@ def test_jars_are_fetched_once(cache):
 
 
 def test_two_processes_fetch_the_same_jars_at_once_without_harm(cache):
-    script = "from deploy.local.jars import installed; from deploy.local.versions import Jars; import sys\n" \
+    script = (
+        "from deploy.local.jars import installed; from deploy.local.versions import Jars; import sys\n"
         f"print(installed(Jars('small', '1.7.36', {SMALL.coordinates!r})))"
+    )
     both = [subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in "ab"]
     folders = {one.communicate(timeout=120)[0].strip() for one in both}
     assert all(one.returncode == 0 for one in both)

@@ -282,8 +282,9 @@ class Picky:
 
 
 def test_a_parked_stream_is_listed_counted_and_tried_again(database: str, tmp_path: Path) -> None:
-    picky, settings = Picky(), settings_of(
-        database, tmp_path, {}, projectors={"picky": Projecting(projection="picky", store="tantivy")}
+    picky, settings = (
+        Picky(),
+        settings_of(database, tmp_path, {}, projectors={"picky": Projecting(projection="picky", store="tantivy")}),
     )
     with open_read_side(settings, {"picky": picky}) as side, world(settings) as asked:
         built = World(side, asked.connection)

@@ -182,7 +182,11 @@ def test_a_lost_connection_is_said_once_and_made_anew(plain: World) -> None:
         assert search.text("walrus") == []
         pid = search._connected().info.backend_pid
         plain.connection.execute("SELECT pg_terminate_backend(%s)", [pid])
-        until(lambda: plain.connection.execute("SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = %s", [pid]).fetchone()[0])
+        until(
+            lambda: plain.connection.execute(
+                "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = %s", [pid]
+            ).fetchone()[0]
+        )
         with pytest.raises(DatabaseError):
             search.text("walrus")
         assert search.text("walrus") == []
@@ -198,16 +202,21 @@ def test_a_database_without_tables_says_how_to_make_them(empty_database: str, tm
 def test_every_reader_says_what_it_answers_without_being_opened(store: str, database: str, tmp_path: Path) -> None:
     nowhere = {store: {"url": "http://nowhere.invalid"}} if store != "memory" else {}
     with world(settings_of(database, tmp_path, {"documents": store}, stores=nowhere)) as built:
-        answered = {q for q in ("nearest", "match", "neighbours", "paths", "find") if built.side.answers("documents", q)}
+        answered = {
+            q for q in ("nearest", "match", "neighbours", "paths", "find") if built.side.answers("documents", q)
+        }
     graph = {"neighbours", "paths", "find"}
-    assert answered == {
-        "chroma": {"nearest"},
-        "elasticsearch": {"match"},
-        "ladybug": graph,
-        "memory": {"nearest", "match"} | graph,
-        "neo4j": graph,
-        "tantivy": {"match"},
-    }[store]
+    assert (
+        answered
+        == {
+            "chroma": {"nearest"},
+            "elasticsearch": {"match"},
+            "ladybug": graph,
+            "memory": {"nearest", "match"} | graph,
+            "neo4j": graph,
+            "tantivy": {"match"},
+        }[store]
+    )
 
 
 def serve(built: World, name: str) -> None:
