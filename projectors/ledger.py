@@ -181,6 +181,12 @@ def lag(connection: Connection, projector: str, generation: str, topics: Sequenc
     return int(row[0]) if row else 0
 
 
+def is_relayed(connection: Connection) -> bool:
+    """Whether a relay leads now."""
+    row = connection.execute("SELECT EXISTS (SELECT FROM outbox.lease WHERE expires_at > clock_timestamp())").fetchone()
+    return bool(row and row[0])
+
+
 # ------------------------------------------------------------ dead letters
 
 

@@ -47,6 +47,9 @@ KEYS_AT_A_TIME: Final = 500
 SETTLE_S: Final = 30.0
 """How long what is in flight may take; after it a record that differs is named, whatever the reason."""
 
+UNRELAYED_S: Final = 5.0
+"""The same while no relay leads: a stand-by would have taken over by then."""
+
 NAMED_MAX: Final = 10_000
 """Differences named; more than that is a rebuild's work, and they are still counted."""
 
@@ -223,8 +226,9 @@ class Verifier:
                     yield from _differences(key, stream, stored.get(key), one)
 
     def _let_settle(self) -> None:
+        timeout_s = SETTLE_S if ledger.is_relayed(self._connection) else min(SETTLE_S, UNRELAYED_S)
         try:
-            wait_for_generation(self._connection, self._plan.name, self._generation, self._plan.topics, SETTLE_S)
+            wait_for_generation(self._connection, self._plan.name, self._generation, self._plan.topics, timeout_s)
         except WaitTimeout:
             return  # no relay or no projector runs: what differs now stays so, and is named
 

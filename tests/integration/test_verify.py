@@ -121,7 +121,7 @@ def test_a_store_is_clean_while_writers_go_on(stage: Stage, monkeypatch: pytest.
     def write(seed: int) -> None:
         with connected(stage.side.write.dsn) as connection:
             n = seed
-            while not ended.is_set():
+            while not ended.wait(0.002):
                 n += 1
                 # One stream never comes to rest, and keys come and go.
                 append(connection, "thing-hot", put(a=n, **{f"k{n % 5}": n if n % 2 else None}))

@@ -1,0 +1,146 @@
+"""What cannot be applied parks its stream and nothing else, and goes on in order once somebody asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from outbox.broker.protocol import Message
+from outbox.codec import Registry
+from outbox.event import NewEvent
+from projectors import ledger
+from tests.integration.reading import (
+    Stage,
+    assert_equal_to_model,
+    bad,
+    every_broker,
+    put,
+    settings_of,
+    staged,
+    until,
+)
+
+pytestmark = every_broker
+
+
+@pytest.fixture
+def stage(broker: str, database: str, address: Callable[[str], str]) -> Iterator[Stage]:
+    with staged(settings_of(broker, database, address)) as stage:
+        yield stage
+
+
+def test_a_poison_event_parks_its_stream_only_and_keeps_its_last_good_records(stage: Stage) -> None:
+    with stage.running():
+        stage.append("thing-1", put(a=1), put(b=1), bad(), put(c=1))
+        stage.append("thing-2", put(a=1))
+        stage.wait_all()
+        stage.append("thing-1", put(d=1))
+        stage.append("thing-2", put(b=1))
+        stage.wait_all()
+        (letter,) = stage.letters()
+    assert (letter.stream, letter.version, letter.error) == ("thing-1", 3, "ValueError: cannot fold this")
+    assert set(stage.held()) == {"thing-1#a", "thing-1#b", "thing-2#a", "thing-2#b"}
+    assert_equal_to_model(stage)
+
+
+def test_a_parked_stream_stays_parked_after_a_restart(stage: Stage) -> None:
+    with stage.running():
+        stage.append("thing-1", put(a=1), bad())
+        stage.wait_all()
+    with stage.running():
+        stage.append("thing-1", put(b=1))
+        stage.append("thing-2", put(a=1))
+        stage.wait_all()
+        assert [(d.version, d.attempts) for d in stage.letters()] == [(2, 1)]
+    assert_equal_to_model(stage)
+
+
+def test_a_retry_asked_for_applies_the_parked_stream_in_order_once_the_projection_is_mended(stage: Stage) -> None:
+    with stage.running():
+        stage.append("thing-1", put(a=1, b=1), bad(), put(a=2), put(b=None), put(c=3))
+        stage.append("thing-2", put(a=1), bad())
+        stage.wait_all()
+        ledger.ask_retry(stage.connection, "rows")
+        until(lambda: [d.attempts for d in stage.letters()] == [2, 2], "both were tried in vain")
+        stage.projection.mended = True
+        assert ledger.ask_retry(stage.connection, "rows", ["thing-1"]) == 1
+        until(lambda: [d.stream for d in stage.letters()] == ["thing-2"], "the one asked for is applied")
+        ledger.ask_retry(stage.connection, "rows")
+        until(lambda: stage.letters() == [], "the other is applied")
+        stage.append("thing-1", put(d=4))
+        stage.wait_all()
+    assert_equal_to_model(stage)
+    assert set(stage.held()) == {f"thing-{k}" for k in ("1#a", "1#c", "1#d", "1#!", "2#a", "2#!")}
+
+
+def test_a_record_the_store_refuses_parks_its_stream_and_a_retry_writes_it_all(stage: Stage) -> None:
+    with stage.running():
+        stage.append("thing-1", put(a=1), put(b=1, odd=1), put(b=2))
+        stage.append("thing-2", put(a=1))
+        stage.wait_all()
+        (letter,) = stage.letters()
+        assert (letter.stream, "thing-1#odd" in letter.error) == ("thing-1", True)
+        assert "thing-2#a" in stage.held()
+        stage.projection.mended = True
+        ledger.ask_retry(stage.connection, "rows")
+        until(lambda: stage.letters() == [], "it is applied")
+    assert_equal_to_model(stage)
+
+
+def test_a_message_that_is_no_event_is_written_down_and_holds_up_nothing(stage: Stage) -> None:
+    topic = stage.side.plan("rows").topics[0]
+    with stage.running() as running:
+        stage.append("thing-1", put(a=1))
+        stage.wait_all()
+        opened = stage.side.write.broker()
+        producer = opened.producer()
+        strays = [Message(topic, "thing-1", b"hello"), Message(topic, "thing-9", None, [("version", b"x")])]
+        producer.publish(strays)
+        producer.close()
+        opened.close()
+        stage.append("thing-1", put(b=1))
+        stage.wait_all()
+        until(lambda: len(stage.letters()) == 2, "both are written down")
+        running.check()
+        assert {(d.stream, d.version) for d in stage.letters()} == {("thing-1", 0), ("thing-9", 0)}
+        assert_equal_to_model(stage)
+        ledger.ask_retry(stage.connection, "rows")
+        until(lambda: stage.letters() == [], "they are acknowledged")
+    assert_equal_to_model(stage)
+
+
+def test_an_event_of_a_schema_this_process_does_not_have_parks_its_stream(stage: Stage, tmp_path: Path) -> None:
+    schema = '{"type": "record", "name": "ThingNew", "fields": [{"name": "properties", "type": {"type": "map", "values": "long"}}]}'
+    (tmp_path / "thing.new.v1.avsc").write_text(schema)
+    stage.registry = Registry.load(tmp_path)
+    with stage.running() as running:
+        stage.append("thing-1", put(a=1), NewEvent("thing.new", {"properties": {"n": 1}}), put(b=1))
+        stage.append("thing-2", put(a=1))
+        stage.wait_all()
+        running.check()
+        (letter,) = stage.letters()
+    assert (letter.stream, letter.version, letter.type) == ("thing-1", 2, "thing.new")
+    assert set(stage.held()) == {"thing-1#a", "thing-2#a"}
+    with stage.running():  # and when the stream is read from the log
+        stage.append("thing-3", put(a=1))
+        stage.wait_all()
+    assert stage.verify().clean
+
+
+def test_a_stream_parked_and_unparked_by_one_member_is_followed_by_the_other(stage: Stage) -> None:
+    with stage.running(), stage.running(relay=False):
+        for n in range(12):
+            stage.append(f"thing-{n}", put(a=1), bad())
+        stage.wait_all()
+        until(lambda: len(stage.letters()) == 12, "all are parked")
+        stage.projection.mended = True
+        ledger.ask_retry(stage.connection, "rows")
+        for n in range(12):
+            stage.append(f"thing-{n}", put(b=n))
+        until(lambda: stage.letters() == [], "all are applied")
+        for n in range(12):
+            stage.append(f"thing-{n}", put(c=n))
+        stage.wait_all()
+    assert_equal_to_model(stage)
