@@ -37,8 +37,6 @@ SOCKET_BYTES_MAX: Final = 100
 """macOS takes 103 bytes of path, Linux 107."""
 NAME: Final = "up.sock"
 
-_NOBODY: Final = (FileNotFoundError, ConnectionRefusedError)
-
 
 @contextmanager
 def serving(side: ReadSide) -> Iterator[None]:
@@ -60,12 +58,9 @@ def call(data_dir: Path, operation: str, arguments: Mapping[str, Any]) -> tuple[
 
     Raises what the operation raised: the same class if it is one of :mod:`outbox.errors`, else ``OutboxError``.
     """
-    try:
-        connection = Client(str(_target(data_dir / NAME)), "AF_UNIX")
-    except _NOBODY:
+    connection = _reached(data_dir / NAME)
+    if connection is None:
         return False, None
-    except OSError as error:
-        raise OutboxError(f"`outbox up` on {data_dir} cannot be asked: {error}") from error
     with connection:
         try:
             connection.send_bytes(orjson.dumps({"operation": operation, "arguments": arguments}))
@@ -79,11 +74,22 @@ def call(data_dir: Path, operation: str, arguments: Mapping[str, Any]) -> tuple[
 
 def holder_of(data_dir: Path) -> bool:
     """Whether a process answers for this folder."""
+    connection = _reached(data_dir / NAME)
+    if connection is not None:
+        connection.close()
+    return connection is not None
+
+
+def _reached(path: Path) -> Connection[Any, Any] | None:
+    """A connection to who listens; None if nobody does."""
+    target = _target(path)
     try:
-        Client(str(_target(data_dir / NAME)), "AF_UNIX").close()
-    except _NOBODY:
-        return False
-    return True
+        # Asked first: of a path too long to connect to, whether it is there would never be told.
+        return Client(str(target), "AF_UNIX") if target.exists() else None
+    except (FileNotFoundError, ConnectionRefusedError):
+        return None
+    except OSError as error:
+        raise OutboxError(f"`outbox up` on {path.parent} cannot be asked: {error}") from error
 
 
 def _alone(path: Path, stack: ExitStack) -> None:

@@ -29,7 +29,10 @@ def register(app: typer.Typer) -> None:
 
 
 def migrate(context: typer.Context, json: Json = False) -> None:
-    """Create or update the tables. Safe to run twice, and from two places at once."""
+    """Create or update the tables. Safe to run twice, and from two places at once.
+
+    JSON: {"migrated": [NAME]}
+    """
     from outbox.database import connect
     from outbox.log.migrate import migrate as run
     from outbox.wiring import open_write_side
@@ -51,7 +54,10 @@ def append(
     event_id: Annotated[str | None, typer.Option("--id", help="UUID; the same one again appends nothing.")] = None,
     json: Json = False,
 ) -> None:
-    """Append one event."""
+    """Append one event.
+
+    JSON: {"stream", "version", "positions", "token", "repeated"}
+    """
     from outbox.event import NewEvent, uuid7
     from outbox.log.append import append as run
     from outbox.wiring import open_write_side
@@ -82,7 +88,10 @@ def events(
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
     json: Json = False,
 ) -> None:
-    """Show events of the log, oldest first."""
+    """Show events of the log, oldest first.
+
+    JSON, one value a line: {"stream", "version", "type", "data", "id", "position", "at", "meta"}
+    """
     from itertools import islice
 
     from outbox.database import connected
@@ -106,7 +115,10 @@ def ingest(
     paths: Annotated[list[str], typer.Argument(metavar="PATH…", help="Folders or files; NAME=PATH names a source.")],
     json: Json = False,
 ) -> None:
-    """Read folders of Python source and of text; one event per changed file."""
+    """Read folders of Python source and of text; one event per changed file.
+
+    JSON: {"files", "new", "changed", "unchanged", "deleted", "events", "seconds", "failed": [{"path", "reason"}]}
+    """
     from outbox.cli.progress import progress
     from outbox.database import connected
     from outbox.ingest import ingest as run
@@ -140,7 +152,10 @@ def relay(
 
 
 def schemas(context: typer.Context, json: Json = False) -> None:
-    """List the event types, their versions and schema ids, and check that each new one reads the old."""
+    """List the event types, their versions and schema ids, and check that each new one reads the old.
+
+    JSON: [{"type", "version", "id"}]
+    """
     from outbox.codec import Registry
 
     found = Registry.load(*context.obj.settings().schemas).check()

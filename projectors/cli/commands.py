@@ -1,6 +1,7 @@
 """The read side's commands: up, project, search, status, verify, rebuild, dead-letters, demo.
 
-Imports stand inside the functions: ``outbox --help`` must not load drivers.
+Imports stand inside the functions: ``outbox --help`` must not load drivers. What ``--json`` prints is what the
+functions of :mod:`projectors.operations` return, and is written down there.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def answer(*arguments: str, settings: Mapping[str, str], cwd: Path) -> Any:
 @contextmanager
 def process(*arguments: str, settings: Mapping[str, str], cwd: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run it in the background; stopped by SIGTERM at the end, which must end it cleanly."""
-    log = (cwd / f"{'-'.join(arguments)[:60]}.log").open("ab")
+    log = (cwd / f"{'-'.join(arguments)[:60].replace('/', '_')}.log").open("ab")
     running = subprocess.Popen([OUTBOX, "-v", *arguments], env=environment(settings), cwd=cwd, stdout=log, stderr=log)
     try:
         yield running

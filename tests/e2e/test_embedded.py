@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from subprocess import Popen
 
 import pytest
 
+from projectors.holding import held
 from tests.e2e.corpus import expected_keys
 from tests.e2e.outbox_command import answer, outbox, process
 
@@ -152,3 +154,47 @@ def test_two_ups_on_one_folder_are_refused(tmp_path: Path) -> None:
     assert second.returncode == 1
     assert "already" in second.stderr
     assert "Traceback" not in second.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_up_ends_cleanly_when_it_is_asked_to(tmp_path: Path, number: signal.Signals) -> None:
+    with up(tmp_path) as running:
+        running.send_signal(number)
+        code = running.wait(60)
+    said = next(tmp_path.glob("up*.log")).read_text("utf-8")
+    assert code == 0, said
+    assert "Traceback" not in said
+    assert not (tmp_path / ".outbox" / "up.sock").exists()
+    assert not (tmp_path / ".outbox" / "postgres" / "postmaster.pid").exists()
+
+
+def test_up_ends_cleanly_even_while_it_starts(tmp_path: Path) -> None:
+    with process("up", settings={}, cwd=tmp_path) as running:
+        until(lambda: (tmp_path / ".outbox" / "postgres").exists() or running.poll() is not None)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(60) == 0
+    assert "Traceback" not in next(tmp_path.glob("up*.log")).read_text("utf-8")
+
+
+def test_a_store_folder_that_another_process_holds_ends_up_in_one_line(tmp_path: Path) -> None:
+    with held(tmp_path / ".outbox" / "tantivy"):
+        done = outbox("up", settings={}, cwd=tmp_path)
+    assert done.returncode == 1
+    (line,) = [said for said in done.stderr.splitlines() if said.strip()]
+    assert f"tantivy is open in process {os.getpid()}" in line
+
+
+def test_the_status_says_whether_each_store_answers(tmp_path: Path) -> None:
+    with up(tmp_path):
+        until(lambda: all_caught_up(tmp_path))
+        status = answer("status", settings={}, cwd=tmp_path)
+    assert [p["answers"] for p in status["projectors"]] == [True, True, True]
+
+
+def test_events_for_machines_are_one_json_value_a_line(tmp_path: Path) -> None:
+    for n in range(3):
+        done = answer("append", f"entity-{n}", "entity.patched", '{"name": "line\\nbreak"}', settings={}, cwd=tmp_path)
+        assert done["version"] == 1
+    shown = outbox("events", "--json", "--after", "1", settings={}, cwd=tmp_path).stdout.splitlines()
+    assert [json.loads(line)["stream"] for line in shown] == ["entity-1", "entity-2"]
+    assert json.loads(shown[0])["data"]["name"] == "line\nbreak"

@@ -1,0 +1,239 @@
+"""The command's frame: what is registered, how errors become exit codes, and what is not imported for it."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import structlog
+import typer
+from typer.testing import CliRunner
+
+from outbox.cli import main as cli
+from outbox.cli.commands import serve_metrics, until_stopped
+from outbox.cli.context import print_json
+from outbox.cli.progress import progress
+from outbox.errors import InvalidEvent, SettingsError, StoreUnavailable
+from outbox.logs import configure_logging, quiet_unless_configured
+
+COMMANDS = "append dead-letters demo events ingest migrate project rebuild relay schemas search status up verify"
+DRIVERS = ["chromadb", "neo4j", "elasticsearch", "confluent_kafka", "kafka", "ladybug", "tantivy"]
+
+
+@pytest.fixture(autouse=True)
+def unconfigured() -> Any:
+    yield
+    structlog.reset_defaults()
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(cli.build(), list(arguments))
+
+
+def test_the_help_lists_every_command_of_both_sides() -> None:
+    shown = run("--help")
+    assert shown.exit_code == 0
+    for name in COMMANDS.split():
+        assert f" {name} " in shown.output
+
+
+def test_building_twice_registers_each_command_once() -> None:
+    assert cli.build() is cli.build()
+    names = [c.name or c.callback.__name__ for c in cli.build().registered_commands if c.callback]
+    assert sorted(names) == sorted(COMMANDS.split())
+
+
+def test_schemas_are_listed_for_people_and_for_machines() -> None:
+    rows = json.loads(run("schemas", "--json").output)
+    assert {"entity.upserted", "entity.deleted"} <= {r["type"] for r in rows}
+    assert set(rows[0]) == {"type", "version", "id"}
+    assert "entity.upserted" in run("schemas").output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["search", "x", "--limit", "0"], ["search", "x", "--depth", "7"], ["events", "--after", "-1"], ["nothing"]],
+)
+def test_a_wrong_call_exits_2(arguments: list[str]) -> None:
+    assert run(*arguments).exit_code == 2
+
+
+def test_a_direction_that_is_none_is_a_wrong_call() -> None:
+    assert isinstance(run("search", "x", "--direction", "up").exception, SettingsError)
+
+
+def test_up_is_for_the_embedded_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTBOX_MODE", "servers")
+    assert isinstance(run("up").exception, SettingsError)
+
+
+def test_commands_that_cannot_be_loaded_name_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.metadata import EntryPoint
+
+    broken = EntryPoint("mine", "not_installed.cli:register", "outbox.commands")
+    monkeypatch.setattr(cli, "entry_points", lambda group: [broken])
+    monkeypatch.setattr(cli, "app", typer.Typer())
+    with pytest.raises(SettingsError, match=r"mine.*not_installed"):
+        cli.build()
+
+
+# ------------------------------------------------------------------------ exit codes
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (SettingsError("no such key"), 2, "no such key"),
+        (InvalidEvent("not JSON"), 2, "not JSON"),
+        (StoreUnavailable("down\nfor now"), 1, "down for now"),
+        (psycopg.OperationalError("disk\nfull"), 1, "disk full"),
+        (PermissionError(13, "Permission denied", "/root/x"), 1, "/root/x"),
+        (KeyboardInterrupt(), 130, "run it again"),
+        (typer.Abort(), 130, "run it again"),
+        (typer.BadParameter("three"), 2, "three"),
+        (typer.Exit(1), 1, ""),
+        (None, 0, ""),
+    ],
+)
+def test_each_error_is_one_line_and_its_exit_code(
+    raised: BaseException | None, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    assert exit_code(raised, monkeypatch) == code
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    if isinstance(raised, SettingsError | InvalidEvent | StoreUnavailable | psycopg.Error | OSError):
+        assert error == f"outbox: {said if said != '/root/x' else str(raised)}\n"
+
+
+def test_an_error_of_our_own_code_is_seen_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError):
+        exit_code(ZeroDivisionError(), monkeypatch)
+
+
+def exit_code(raised: BaseException | None, monkeypatch: pytest.MonkeyPatch) -> int | str | None:
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def fail() -> None:
+        if raised is not None:
+            raise raised
+
+    monkeypatch.setattr(cli, "build", lambda: app)
+    monkeypatch.setattr(sys, "argv", ["outbox"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code
+
+
+def test_a_reader_that_has_gone_is_no_failure(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("outbox")), "--help"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        check=False,
+    )
+    os.close(write)
+    assert done.returncode == 0
+    assert done.stderr == b""
+
+
+# --------------------------------------------------------------------- what is shared
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_asks_the_loops_to_end(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with until_stopped() as stop:
+        os.kill(os.getpid(), number)
+        assert stop.wait(10)
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_interrupts() -> None:
+    with pytest.raises(KeyboardInterrupt), until_stopped() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.wait(10)
+        os.kill(os.getpid(), signal.SIGINT)
+        threading.Event().wait(10)
+
+
+def test_json_is_one_value_a_line(capsys: Any) -> None:
+    print_json({"at": Path("x"), 1: ["é"]})
+    assert json.loads(capsys.readouterr().out) == {"at": "x", "1": ["é"]}
+
+
+def test_progress_is_silent_for_machines(capsys: Any) -> None:
+    for quiet in (True, False):
+        with progress("files", quiet=quiet) as tell:
+            tell(1, 0, "x")
+            tell(1, 2, "y")
+    assert capsys.readouterr().err.strip() == ""
+
+
+def test_metrics_are_served_only_if_asked_for() -> None:
+    import socket
+    import urllib.request
+
+    serve_metrics(None)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    serve_metrics(port)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        assert b"python_info" in answer.read()
+
+
+def test_a_library_logs_warnings_to_standard_error_and_nothing_to_standard_output(capsys: Any) -> None:
+    structlog.reset_defaults()
+    quiet_unless_configured()
+    structlog.get_logger().info("unseen")
+    structlog.get_logger().warning("seen")
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert json.loads(shown.err)["event"] == "seen"
+
+
+def test_what_a_program_has_configured_stays(capsys: Any) -> None:
+    lines = io.StringIO()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(lines))
+    quiet_unless_configured()
+    structlog.get_logger().info("mine")
+    assert "mine" in lines.getvalue()
+
+
+def test_verbose_logs_what_happens(capsys: Any) -> None:
+    configure_logging(logging.INFO)
+    structlog.get_logger().info("leading", epoch=1)
+    assert json.loads(capsys.readouterr().err)["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import outbox, projectors",
+        "from outbox.cli.main import build; build()",
+        "import projectors.operations, projectors.control, projectors.cli.show",
+    ],
+)
+def test_no_store_or_broker_client_is_imported_to_begin(code: str, tmp_path: Path) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-c", f"import sys; {code}; print([m for m in {DRIVERS} if m in sys.modules])"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert shown.stdout.strip() == "[]"

@@ -1,0 +1,138 @@
+"""Settings: what overrides what, and one line that names the key when something is wrong."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from outbox.errors import SettingsError
+from outbox.settings import load
+
+
+@pytest.fixture(autouse=True)
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("OUTBOX_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(*said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load()
+    for word in said:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_any_setting_it_is_embedded_in_a_folder_here(tmp_path: Path) -> None:
+    settings = load()
+    assert settings.mode == "embedded"
+    assert settings.data_dir == tmp_path / ".outbox"
+    assert settings.prefix == "outbox"
+
+
+def test_the_environment_beats_the_file_and_the_caller_beats_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("outbox.toml").write_text('prefix = "file"\n[relay]\nname = "file"\nlease_s = 5.0\n')
+    assert load().prefix == "file"
+    monkeypatch.setenv("OUTBOX_PREFIX", "environment")
+    monkeypatch.setenv("OUTBOX_RELAY__NAME", "environment")
+    assert load().prefix == "environment"
+    assert (load().relay.name, load().relay.lease_s) == ("environment", 5.0)
+    assert load(prefix="caller").prefix == "caller"
+
+
+def test_a_file_is_named_by_the_caller_or_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        Path(f"{name}.toml").write_text(f'prefix = "{name}"')
+    assert load(tmp_path / "one.toml").prefix == "one"
+    monkeypatch.setenv("OUTBOX_CONFIG", "two.toml")
+    assert load().prefix == "two"
+    assert load(tmp_path / "one.toml").prefix == "one"
+
+
+def test_naming_a_file_leaves_no_trace_in_the_process(tmp_path: Path) -> None:
+    Path("one.toml").write_text('prefix = "one"')
+    load(tmp_path / "one.toml")
+    assert "OUTBOX_CONFIG" not in os.environ
+    assert load().prefix == "outbox"
+
+
+def test_a_named_file_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTBOX_CONFIG", "missing.toml")
+    refused("missing.toml")
+
+
+@pytest.mark.parametrize("text", ["mode = [", b"\xff\xfe"])
+def test_a_file_that_is_no_toml_is_refused(text: str | bytes) -> None:
+    Path("outbox.toml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    refused("settings cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("OUTBOX_MODE", "sideways", ["'mode'", "sideways"]),
+        ("OUTBOX_DATABSE__DSN", "x", ["OUTBOX_DATABSE__DSN", "database"]),
+        ("OUTBOX_CONFIGURATION", "x", ["OUTBOX_CONFIGURATION"]),
+        ("OUTBOX_DATABASE__DNS", "x", ["database.dns"]),
+        ("OUTBOX_RELAY__LEASE_S", "soon", ["relay.lease_s", "soon"]),
+        ("OUTBOX_RELAY__PAGE_MAX", "1", ["relay.page_max", "200"]),
+        ("OUTBOX_PREFIX", "a b", ["'prefix'"]),
+        ("OUTBOX_PREFIX", "\N{SNOWMAN}" * 100, ["'prefix'"]),
+        ("OUTBOX_PROJECTORS", "{", ["projectors"]),
+        ("OUTBOX_PROJECTORS", '{"x": {"projection": "graph"}}', ["projectors.x.store"]),
+        ("OUTBOX_KAFKA__CLIENT", "carrier pigeon", ["kafka.client"]),
+    ],
+)
+def test_what_is_wrong_is_named_by_its_key(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: list[str]
+) -> None:
+    monkeypatch.setenv(name, value)
+    refused(*said)
+
+
+@pytest.mark.parametrize("name", ["OUTBOX_DATABASE", "OUTBOX_STORES", "OUTBOX_KAFKA__SECURITY", "OUTBOX_STORES__NEO4J"])
+def test_a_value_that_may_hold_a_password_is_never_repeated(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, '"postgresql://me:hunter2@host/db"')
+    with pytest.raises(SettingsError) as caught:
+        load()
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["OUTBOX_TEST_POSTGRES", "OUTBOX_LOCAL_DIR", "OTHER_MODE"])
+def test_variables_that_are_read_elsewhere_are_left_alone(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "x")
+    assert load().mode == "embedded"
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTBOX_MODE", "")
+    assert load().mode == "embedded"
+
+
+def test_what_servers_need_is_asked_for_by_name() -> None:
+    settings = load(mode="servers")
+    with pytest.raises(SettingsError, match="OUTBOX_DATABASE__DSN"):
+        settings.dsn  # noqa: B018
+    with pytest.raises(SettingsError, match="OUTBOX_KAFKA__BOOTSTRAP"):
+        settings.kafka_settings()
+
+
+def test_each_section_reaches_the_part_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTBOX_DATABASE__DSN", "postgresql://somewhere")
+    monkeypatch.setenv("OUTBOX_KAFKA__BOOTSTRAP", "kafka:9092")
+    monkeypatch.setenv("OUTBOX_KAFKA__PARTITIONS", "3")
+    monkeypatch.setenv("OUTBOX_KAFKA__SECURITY", '{"sasl.username": "me"}')
+    settings = load(prefix="shop", relay={"name": "second", "page_max": 500})
+    assert settings.dsn == "postgresql://somewhere"
+    kafka = settings.kafka_settings()
+    assert (kafka.bootstrap, kafka.partitions, dict(kafka.security)) == ("kafka:9092", 3, {"sasl.username": "me"})
+    relay = settings.relay_settings()
+    assert (relay.name, relay.prefix, relay.page_max) == ("second", "shop", 500)
+
+
+def test_a_folder_in_the_home_is_understood() -> None:
+    assert load(data_dir="~/data").data_dir == Path.home() / "data"
