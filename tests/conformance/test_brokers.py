@@ -21,25 +21,23 @@ from tests.conformance.brokers import (
     by_key,
     collect,
     earliest,
-    first_times,
+    installed,
     numbered,
     poll_until,
-    prepare,
 )
 
 Join = Callable[..., Consumer]
 
 
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.name)
 def kind(request: pytest.FixtureRequest) -> Kind:
     return request.param
 
 
-@pytest.fixture
-def where(kind: Kind, address: Callable[[str], str]) -> str:
-    found = address(kind.server)
-    prepare(kind, found)
-    return found
+@pytest.fixture(scope="module")
+def where(kind: Kind, address: Callable[[str], str]) -> Iterator[str]:
+    with installed(kind, address(kind.server)) as where:
+        yield where
 
 
 @pytest.fixture

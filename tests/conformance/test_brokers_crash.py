@@ -13,7 +13,7 @@ import pytest
 from deploy.local.local import Local
 from outbox.broker import Message, Producer
 from outbox.errors import BrokerUnavailable
-from tests.conformance.brokers import KINDS, WAIT_S, Kind, by_key, earliest, first_times, poll_until, prepare
+from tests.conformance.brokers import KINDS, WAIT_S, Kind, by_key, earliest, first_times, installed, poll_until
 
 BATCH = 200
 BATCHES_BEFORE = 10
@@ -71,8 +71,12 @@ def test_a_crash_in_mid_publish_loses_nothing_and_keeps_each_key_in_order(
     kind: Kind, timeout_s: float, servers: Local
 ) -> None:
     address = servers.start(kind.server)[0].address
-    prepare(kind, address)
-    broker = kind.open(address, timeout_s)
+    with installed(kind, address) as where:
+        crash_and_restart(kind, where, timeout_s, servers)
+
+
+def crash_and_restart(kind: Kind, where: str, timeout_s: float, servers: Local) -> None:
+    broker = kind.open(where, timeout_s)
     topic = f"t{uuid.uuid4().hex[:12]}.entity"
     consumer = broker.consumer(topic, [topic], earliest)
     found = poll_until(lambda: bool(consumer.assignment()), consumer)

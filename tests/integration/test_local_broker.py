@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 
 import psycopg
@@ -13,24 +12,16 @@ import pytest
 from outbox.broker import LocalBroker, LocalSettings, Message, TopicPartition
 from outbox.broker.local_settings import PART_MESSAGES, PARTS
 from outbox.errors import BrokerError, SettingsError
-from outbox.log.migrate import FOLDER, migrate
-from tests.conformance.brokers import collect, earliest, first_times, numbered, poll_until
+from outbox.log.migrate import FOLDER
+from tests.conformance.brokers import collect, earliest, first_times, numbered, own_database, poll_until
 
 SCRIPT = (FOLDER / "0002_local_broker.sql").read_text()
 
 
 @pytest.fixture
 def dsn(address: Callable[[str], str]) -> Iterator[str]:
-    """A database of its own, migrated."""
-    server, name = address("postgres"), f"t{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    own = psycopg.conninfo.make_conninfo(server, dbname=name)
-    with psycopg.connect(own, autocommit=True) as connection:
-        migrate(connection)
-    yield own
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with own_database(address("postgres")) as dsn:
+        yield dsn
 
 
 @pytest.fixture

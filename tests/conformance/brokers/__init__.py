@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+
+from psycopg.conninfo import make_conninfo
 
 from outbox.broker import Broker, Consumer, Delivery, KafkaSettings, LocalBroker, LocalSettings, Message, open_kafka
 from outbox.database import connect
@@ -46,11 +50,28 @@ KINDS = (
 )
 
 
-def prepare(kind: Kind, address: str) -> None:
-    """What an installation does before first use."""
-    if kind.server == "postgres":
-        with connect(address) as connection:
-            migrate(connection)
+@contextmanager
+def installed(kind: Kind, server: str) -> Iterator[str]:
+    """Where the broker is, on a server that others use too."""
+    if kind.server != "postgres":
+        yield server
+        return
+    with own_database(server) as address:
+        yield address
+
+
+@contextmanager
+def own_database(server: str) -> Iterator[str]:
+    """A new database with the tables, dropped at the end."""
+    name = f"t{uuid.uuid4().hex[:12]}"
+    with connect(server) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    address = make_conninfo(server, dbname=name)
+    with connect(address) as connection:
+        migrate(connection)
+    yield address
+    with connect(server) as connection:
+        connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
 def collect(consumer: Consumer, count: int, *, at_once: int = 1_000) -> list[Delivery]:
