@@ -21,7 +21,7 @@ from outbox.broker.protocol import Broker, Consumer, Delivery, TopicPartition
 from outbox.codec import Registry
 from outbox.database import Connection, check_migrated, connect, first_line
 from outbox.envelope import read_event
-from outbox.errors import BrokerError, DatabaseError, InvalidEvent, StoreError, WaitTimeout
+from outbox.errors import BrokerError, BrokerUnavailable, DatabaseError, InvalidEvent, StoreError, WaitTimeout
 from outbox.event import Event
 from outbox.log.read import read_below, read_stream
 from projectors import ledger
@@ -43,6 +43,9 @@ LOOK_S: Final = 0.5
 
 REST_FACTOR_MAX: Final = 8
 """Rests between sessions that fail double up to this many times the first."""
+
+POLLS_FAILED_MAX: Final = 10
+"""Polls in a row that may fail before the consumer is opened anew."""
 
 REDRIVE_PAGE: Final = 1_000
 """Events of a parked stream applied at a time."""
@@ -241,18 +244,32 @@ class Runner:
         with ExitStack() as stack:
             session = Session(self._plan, self._stations, generation, stop, stack, self._pace)
             log.info("projecting", projector=self._plan.name, generation=generation, store=self._plan.store)
-            looked = said = -HEARTBEAT_S
+            looked = spoken = -HEARTBEAT_S
             while not stop.is_set():
-                session.step()
+                self._step(session, stop)
                 now = time.monotonic()
                 if now - looked > LOOK_S:
                     looked = now
                     session.redrive()
                     if not session.serves():
                         return
-                if now - said > HEARTBEAT_S:
-                    said = now
+                if now - spoken > HEARTBEAT_S:
+                    spoken = now
                     session.healthy()
+
+    def _step(self, session: Session, stop: threading.Event) -> None:
+        """One step. While the broker is away the member stays, for a while: rejoining costs a session time-out."""
+        for failed in range(1, POLLS_FAILED_MAX + 1):
+            try:
+                session.step()
+                return
+            except BrokerUnavailable as error:
+                if failed == POLLS_FAILED_MAX:
+                    raise
+                log.warning("the broker is away", projector=self._plan.name, error=first_line(error))
+                session.healthy(first_line(error))
+                if stop.wait(self._stations.rest_s):
+                    return
 
     def _say(self, health: str) -> None:
         try:

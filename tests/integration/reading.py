@@ -153,7 +153,7 @@ def settings_of(broker: str, dsn: str, address: Callable[[str], str], **more: An
     if broker == "local":
         return load(mode="embedded", **given)
     client = "kafka-python" if broker == "kafka-python" else "confluent"
-    kafka = {"bootstrap": address("kafka"), "client": client, "partitions": 3, "compression": "none", "timeout_s": 10}
+    kafka = {"bootstrap": address("kafka"), "client": client, "partitions": 3, "compression": "none", "timeout_s": 4}
     return load(mode="servers", kafka=kafka, **given)
 
 
