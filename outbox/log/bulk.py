@@ -9,17 +9,17 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, Final
+from dataclasses import dataclass
+from dataclasses import field as made
+from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg.rows import tuple_row
-from psycopg.types.json import Jsonb
 
 from outbox.codec import Registry, default_registry
 from outbox.errors import DatabaseError, DuplicateEvent, VersionConflict
 from outbox.event import NewEvent
+from outbox.log.copy_format import EVENT_COLUMNS, HEADER, TRAILER, event_row, field, position_rows, timestamp
 from outbox.log.statement import Expected, Token, check_batch, spoken
 
 CHUNK_EVENTS: Final = 10_000
@@ -40,8 +40,7 @@ SELECT array_agg(nextval(pg_get_serial_sequence('outbox.event', 'position'))), c
        pg_current_xact_id()::text
 FROM generate_series(1, %s)
 """
-_COPY: Final = "COPY outbox.event (position, stream, version, type, id, data, meta, at) FROM STDIN (FORMAT BINARY)"
-_TYPES: Final = ("int8", "text", "int8", "text", "uuid", "bytea", "jsonb", "timestamptz")
+_COPY_EVENT: Final = f"COPY outbox.event ({EVENT_COLUMNS}) FROM STDIN (FORMAT BINARY)"
 _COPY_OUTBOX: Final = "COPY outbox.outbox (position) FROM STDIN (FORMAT BINARY)"
 _STANDING: Final = "SELECT id FROM outbox.event WHERE id = ANY (%s) LIMIT 1"
 
@@ -59,10 +58,10 @@ class Loaded:
 class _Chunk:
     """Batches on their way: each one's checked values, as an append would send them."""
 
-    batches: list[Mapping[str, Any]] = field(default_factory=list)
+    batches: list[Mapping[str, Any]] = made(default_factory=list)
     events: int = 0
     size_bytes: int = 0
-    assumed: dict[str, int] = field(default_factory=dict)
+    assumed: dict[str, int] = made(default_factory=dict)
     """The versions that the streams had when the chunk was written."""
 
     def add(self, values: Mapping[str, Any]) -> None:
@@ -118,36 +117,41 @@ def _write(cursor: psycopg.Cursor[Any], chunk: _Chunk) -> Token:
     chunk.assumed = _versions(cursor, {b["stream"] for b in chunk.batches})
     cursor.execute(_RESERVE, [chunk.events])
     ((positions, at, xid),) = cursor.fetchall()
-    rows = _rows(chunk, positions, at)
-    with cursor.copy(_COPY) as copy:
-        copy.set_types(_TYPES)
-        for row in rows:
-            copy.write_row(row)
-    with cursor.copy(_COPY_OUTBOX) as copy:
-        copy.set_types(("int8",))
-        for position in positions:
-            copy.write_row((position,))
+    rows = _rows(chunk, positions, timestamp(at))
+    _copy(cursor, _COPY_EVENT, rows)
+    _copy(cursor, _COPY_OUTBOX, [position_rows(positions)])
     return Token(int(xid))
+
+
+def _copy(cursor: psycopg.Cursor[Any], statement: LiteralString, rows: Iterable[bytes]) -> None:
+    with cursor.copy(statement) as copy:
+        copy.write(HEADER)
+        for row in rows:
+            copy.write(row)
+        copy.write(TRAILER)
 
 
 def _versions(cursor: psycopg.Cursor[Any], streams: Iterable[str]) -> dict[str, int]:
     return dict(cursor.execute(_VERSIONS, [list(streams)]).fetchall())
 
 
-def _rows(chunk: _Chunk, positions: Sequence[int], at: datetime) -> list[tuple[Any, ...]]:
-    """The rows of the events; raises the first conflict before anything is sent."""
-    versions, rows, place = dict(chunk.assumed), [], iter(positions)
+def _rows(chunk: _Chunk, positions: Sequence[int], at: bytes) -> list[bytes]:
+    """The rows of the events, one piece a batch; raises the first conflict before anything is sent."""
+    versions, pieces, place = dict(chunk.assumed), [], iter(positions)
     for batch in chunk.batches:
         stream, expected, base = batch["stream"], batch["expected"], versions[batch["stream"]]
         if not (expected in (base, -1) or (expected == -2 and base > 0)):
             raise VersionConflict(stream, spoken(expected), base)
-        columns = zip(batch["types"], batch["ids"], batch["data"], batch["meta"], strict=True)
-        rows += [
-            (next(place), stream, version, type_, id_, data, Jsonb(meta, dumps=str.encode), at)
-            for version, (type_, id_, data, meta) in enumerate(columns, base + 1)
-        ]
+        pieces.append(b"".join(_batch_rows(batch, base, place, at)))
         versions[stream] = base + len(batch["ids"])
-    return rows
+    return pieces
+
+
+def _batch_rows(batch: Mapping[str, Any], base: int, place: Iterator[int], at: bytes) -> Iterator[bytes]:
+    stream, types = field(batch["stream"].encode()), {t: field(t.encode()) for t in set(batch["types"])}
+    columns = zip(batch["types"], batch["ids"], batch["data"], batch["meta"], strict=True)
+    for version, (type_, id_, data, meta) in enumerate(columns, base + 1):
+        yield event_row(next(place), stream, version, types[type_], id_, data, meta.encode(), at)
 
 
 def _explain(cursor: psycopg.Cursor[Any], chunk: _Chunk, error: psycopg.errors.UniqueViolation) -> None:

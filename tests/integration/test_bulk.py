@@ -49,6 +49,9 @@ def test_a_load_writes_the_rows_that_appends_write(connection, look):
         " JOIN outbox.outbox o USING (position) WHERE stream LIKE %s ORDER BY stream, seq"
     )
     assert look(query, "order%") == look(query, "other%")
+    assert look("SELECT count(*) FROM outbox.event WHERE abs(extract(epoch FROM clock_timestamp() - at)) > 60") == [
+        (0,)
+    ]
     ids = look("SELECT id FROM outbox.event WHERE stream LIKE 'order%%' ORDER BY stream, version")
     assert ids == [(e.id,) for _, _, events in batches for e in events]
 

@@ -170,6 +170,15 @@ def test_a_cursor_is_only_moved_with_the_lease_of_its_epoch(producer):
     assert producer.execute('SELECT "offset" FROM outbox.published').fetchall() == [(3,)]
 
 
+def test_a_cursor_that_a_newer_epoch_has_loaded_is_left_alone_whatever_the_lease_says(producer):
+    """As after somebody deleted the lease: its epochs begin anew, the cursor's do not."""
+    lease = take(producer, "r", "a", 60)
+    cursors.load(producer, "r", lease.epoch + 5)
+    with pytest.raises(Fenced):
+        cursors.advance(producer, "r", lease.epoch, Cursor(BEGINNING, BEGINNING), {("t", 0): 9}, 60)
+    assert producer.execute("SELECT count(*) FROM outbox.published").fetchone() == (0,)
+
+
 # ----------------------------------------------------------------- windows
 
 
