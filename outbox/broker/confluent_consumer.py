@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -21,6 +22,9 @@ FETCH_MAX: Final = 1_000_000
 QUEUE_KIB_MAX: Final = 32 * 1024
 """Fetched and not yet polled, over all partitions."""
 HEARTBEATS_PER_SESSION: Final = 3
+PROBE_EVERY_S: Final = 5.0
+"""While nothing comes, the servers are asked this often whether they are there."""
+PROBE_WAIT_S: Final = 5.0
 
 
 class ConfluentConsumer:
@@ -45,6 +49,7 @@ class ConfluentConsumer:
         self._lost: set[TopicPartition] = set()
         self._failure: Exception | None = None
         self._down: str | None = None
+        self._heard_at = time.monotonic()
         session_ms = int(settings.session_timeout_s * 1000)
         self._options = dict(options) | {
             "group.id": group,
@@ -71,7 +76,7 @@ class ConfluentConsumer:
         if self._lost:
             self._assign_again()
         if deliveries:
-            self._down = None
+            self._down, self._heard_at = None, time.monotonic()
         else:
             self._raise_if_failed()
         return deliveries
@@ -190,13 +195,13 @@ class ConfluentConsumer:
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
-        if self._down is not None:
+        if self._down is not None or time.monotonic() - self._heard_at > PROBE_EVERY_S:
             self._check_up()
 
     def _check_up(self) -> None:
-        """librdkafka reconnects by itself and says only when it is down, not when it is up again: so ask."""
+        """librdkafka says when servers are down, not when they are up again nor when they do not answer: so ask."""
         try:
-            self._consumer.list_topics(self._topics[0], timeout=self._settings.timeout_s)
+            self._consumer.list_topics(self._topics[0], timeout=min(PROBE_WAIT_S, self._settings.timeout_s))
         except self._library.KafkaException as error:
             raise unavailable(self._settings, self._down or error.args[0].str()) from error
-        self._down = None
+        self._down, self._heard_at = None, time.monotonic()

@@ -108,3 +108,44 @@ def wait_for_failure(publishing: Publishing) -> None:
             return
         done.wait(0.1)
     raise AssertionError("publishing to a dead server did not fail")
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_frozen_server_holds_nobody_up_for_ever(kind: Kind, servers: Local) -> None:
+    server = servers.start(kind.server)[0]
+    with installed(kind, server.address) as where:
+        broker = kind.open(where, 2.0)
+        topic = f"t{uuid.uuid4().hex[:12]}.entity"
+        producer, consumer = broker.producer(), broker.consumer(topic, [topic], earliest)
+        producer.publish([Message(topic, "a", b"1")])
+        found = poll_until(lambda: bool(consumer.assignment()), consumer)
+        server.pause()
+        try:
+            began_s = time.monotonic()
+            with pytest.raises(BrokerUnavailable):
+                producer.publish([Message(topic, "a", b"2"), Message(topic, "a", b"3")])
+            with pytest.raises(BrokerUnavailable):
+                poll_until(lambda: False, consumer)
+            assert time.monotonic() - began_s < 30.0
+        finally:
+            server.resume()
+        publish_at_last(producer, [Message(topic, "a", b"2"), Message(topic, "a", b"3")])
+        until_s = time.monotonic() + WAIT_S
+        while {d.value for d in found} != {b"1", b"2", b"3"}:
+            assert time.monotonic() < until_s
+            with suppress(BrokerUnavailable):
+                found += consumer.poll(100, 1.0)
+        assert first_times([d.value for d in found]) == [b"1", b"2", b"3"]
+        consumer.close()
+        broker.close()
+
+
+def publish_at_last(producer: Producer, messages: list[Message]) -> None:
+    until_s = time.monotonic() + WAIT_S
+    while True:
+        try:
+            producer.publish(messages)
+        except BrokerUnavailable:
+            assert time.monotonic() < until_s
+            continue
+        return
