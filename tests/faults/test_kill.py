@@ -131,7 +131,7 @@ def test_relay_and_projectors_killed_on_servers(
         monkeypatch.setenv(name, value)
     with open_read_side(load()) as side, fleet.running():
         with workload.running():
-            fleet.kill_at_random(8, SEED, (0.5, 3.5))
+            fleet.kill_at_random(7, SEED, (0.5, 3.0))
         wait_until_applied(side, workload)
         fleet.check()
         assert_everything_is_there(side, workload)

@@ -46,9 +46,10 @@ class Parts:
     def fold(self, state: dict[str, Any] | None, event: Event) -> dict[str, Any] | None:
         if event.type == "entity.deleted":
             return None
-        if "!" in event.data["properties"] and not self.mended:
+        parts = event.data.get("properties", {})
+        if "!" in parts and not self.mended:
             raise ValueError("cannot fold this")
-        return {k: v for k, v in {**(state or {}), **event.data["properties"]}.items() if v is not None}
+        return {k: v for k, v in {**(state or {}), **parts}.items() if v is not None}
 
     def records(self, stream: str, state: dict[str, Any]) -> Iterator[Record]:
         for part, value in state.items():
