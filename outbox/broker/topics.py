@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from outbox.broker.protocol import Message
-from outbox.errors import MessageRefused, OutboxError
+from outbox.errors import BrokerUnavailable, MessageRefused, OutboxError
 
 TOPICS_KNOWN_MAX: Final = 10_000
 """Beyond this the topics longest unused are asked for again."""
+
+SEEN_WITHIN_S: Final = 10.0
+LOOK_S: Final = 0.05
 
 
 class TopicRefused(OutboxError):
@@ -58,11 +62,19 @@ class Topics:
         missing = [topic for topic in unknown if topic not in self._known]
         if missing:
             self._make(missing)
-            self._known.update(self._find(missing))
+            self._await(missing)
+
+    def _await(self, made: Sequence[str]) -> None:
+        """A topic is made by the controller and seen by the other nodes a moment later: never a refusal."""
+        deadline = time.monotonic() + SEEN_WITHIN_S
+        self._known.update(self._find(made))
+        while any(topic not in self._known for topic in made) and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+            self._known.update(self._find(made))
 
     def _use(self, topic: str) -> int:
         if topic not in self._known:
-            raise TopicRefused(topic, "it was made but cannot be seen")
+            raise BrokerUnavailable(f"topic {topic!r} was made but cannot be seen yet")
         self._known.move_to_end(topic)
         return self._known[topic]
 

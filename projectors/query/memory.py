@@ -47,8 +47,10 @@ class MemoryReader:
 
     def nearest(self, generation: str, embedding: Sequence[float], limit: int) -> Sequence[Hit]:
         """Exact; the cosine with a vector of length zero is 0."""
-        vectors = [r for r in live(self._opened(), generation) if isinstance(r, Vector) and r.embedding is not None]
-        return _best([_vector_hit(vector, _cosine(embedding, vector.embedding or ())) for vector in vectors], limit)
+        vectors = [r for r in live(self._opened(), generation) if isinstance(r, Vector)]
+        return _best(
+            [_vector_hit(v, _cosine(embedding, v.embedding)) for v in vectors if v.embedding is not None], limit
+        )
 
     def match(self, generation: str, text: str, limit: int) -> Sequence[Hit]:
         """Scored by how often the words come, a title's three times as much."""
