@@ -35,7 +35,8 @@ PATIENCE_S = 30.0
 class Parts:
     """State: part -> value, put by ``entity.patched`` (null removes). One row a part.
 
-    A part named ``!`` cannot be folded, until ``mended``; one named ``odd`` makes a record that PostgreSQL's sink refuses.
+    Until ``mended``, a part named ``!`` cannot be folded, one named ``odd`` makes a record that PostgreSQL's sink
+    refuses, and one named ``raw`` makes a row with the wrong value.
     """
 
     categories = ("thing",)
@@ -56,7 +57,7 @@ class Parts:
             if part == "odd" and not self.mended:
                 yield Document(f"{stream}#{part}", "odd", "", "no row")
             else:
-                yield Row(f"{stream}#{part}", {"value": value})
+                yield Row(f"{stream}#{part}", {"value": "cooked" if part == "raw" and self.mended else value})
 
 
 def put(**parts: Any) -> NewEvent:

@@ -89,6 +89,18 @@ def test_a_record_the_store_refuses_parks_its_stream_and_a_retry_writes_it_all(s
     assert_equal_to_model(stage)
 
 
+@pytest.mark.parametrize("stuck", [[put(raw=1), bad()], [put(raw=1, odd=1)]], ids=["not folded", "refused"])
+def test_a_retry_writes_all_of_the_stream_as_the_mended_projection_has_it(stage: Stage, stuck: list[NewEvent]) -> None:
+    with stage.running():
+        stage.append("thing-1", *stuck)
+        stage.wait_all()
+        assert len(stage.letters()) == 1
+        stage.projection.mended = True
+        ledger.ask_retry(stage.connection, "rows")
+        until(lambda: stage.letters() == [], "it is applied")
+    assert_equal_to_model(stage)
+
+
 def test_a_message_that_is_no_event_is_written_down_and_holds_up_nothing(stage: Stage) -> None:
     topic = stage.side.plan("rows").topics[0]
     with stage.running() as running:
