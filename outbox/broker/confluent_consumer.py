@@ -44,7 +44,8 @@ class ConfluentConsumer:
         self._settings = settings
         self._topics = list(topics)
         self._start = start
-        self._assigned: frozenset[TopicPartition] = frozenset()
+        self._starts: dict[TopicPartition, int] = {}
+        """Where each partition was last assigned."""
         self._pending: Sequence[TopicPartition] = ()
         self._lost: set[TopicPartition] = set()
         self._failure: Exception | None = None
@@ -90,12 +91,12 @@ class ConfluentConsumer:
 
     def assignment(self) -> frozenset[TopicPartition]:
         """As of the last poll."""
-        return self._assigned
+        return frozenset(self._starts)
 
     def close(self) -> None:
         """Leave the group, so that the others need not wait for the session to run out."""
         consumer, self._consumer = self._consumer, None
-        self._assigned = frozenset()
+        self._starts = {}
         if consumer is not None:
             consumer.close()
 
@@ -150,17 +151,16 @@ class ConfluentConsumer:
         self._lost.add(TopicPartition(message.topic(), message.partition()))
 
     def _assign_again(self) -> None:
-        """librdkafka has stopped the lost partitions and refuses to seek in them: so assign all, each where it is."""
-        beginning, lost = self._library.OFFSET_BEGINNING, self._lost & self._assigned
-        positions = self._consumer.position([self._library.TopicPartition(*tp) for tp in self._assigned])
-        for position in positions:
-            partition = TopicPartition(position.topic, position.partition)
-            if partition in lost:
-                position.offset = beginning
-            elif position.offset < 0:
-                position.offset = self._position(partition).offset
-        self._consumer.assign(positions)
+        """librdkafka has stopped the lost partitions and refuses to seek in them: so assign all, each where it is.
+
+        A partition that has given nothing since it was assigned has no position: it is where it was assigned.
+        """
+        for position in self._consumer.position([self._library.TopicPartition(*tp) for tp in self._starts]):
+            if position.offset >= 0:
+                self._starts[TopicPartition(position.topic, position.partition)] = position.offset
+        self._starts |= dict.fromkeys(self._lost & self._starts.keys(), self._library.OFFSET_BEGINNING)
         self._lost.clear()
+        self._assign()
 
     def _on_assign(self, consumer: Any, partitions: Sequence[Any]) -> None:
         self._pending = [TopicPartition(p.topic, p.partition) for p in partitions]
@@ -173,16 +173,18 @@ class ConfluentConsumer:
 
     def _begin(self) -> None:
         """Start each pending partition where it is to start."""
-        positions = [self._position(partition) for partition in self._pending]
-        self._consumer.assign(positions)
-        self._assigned, self._pending = frozenset(self._pending), ()
+        asked = {partition: self._start(partition) for partition in self._pending}
+        beginning = self._library.OFFSET_BEGINNING
+        self._starts = {partition: beginning if at is None else at for partition, at in asked.items()}
+        self._assign()
+        self._pending = ()
 
-    def _position(self, partition: TopicPartition) -> Any:
-        at = self._start(partition)
-        return self._library.TopicPartition(*partition, self._library.OFFSET_BEGINNING if at is None else at)
+    def _assign(self) -> None:
+        self._consumer.assign([self._library.TopicPartition(*tp, at) for tp, at in self._starts.items()])
 
     def _on_revoke(self, _consumer: Any, _partitions: Sequence[Any]) -> None:
-        self._assigned, self._pending = frozenset(), ()
+        self._starts, self._pending = {}, ()
+        self._lost.clear()
 
     def _on_error(self, error: Any) -> None:
         codes = self._library.KafkaError
