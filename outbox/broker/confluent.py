@@ -63,13 +63,7 @@ class ConfluentBroker:
 
     def ends(self, topics: Sequence[str]) -> Mapping[TopicPartition, int]:
         """The end of every partition, as a reader of committed messages sees it."""
-        settling = Retrying(
-            retry=retry_if_exception_type(BrokerUnavailable),
-            wait=wait_exponential(SETTLE_WAIT_S, max=SETTLE_WAIT_MAX_S),
-            stop=stop_after_delay(min(SETTLE_S, self._settings.timeout_s)),
-            reraise=True,
-        )
-        return settling(self._ends, topics)
+        return self._settling()(self._ends, topics)
 
     def close(self) -> None:
         """Let go of the connection that looks after topics."""
@@ -128,6 +122,20 @@ class ConfluentBroker:
             except self._library.KafkaException as error:
                 if error.args[0].name() != EXISTS:
                     raise TopicRefused(topic, error.args[0].str()) from error
+        self._settling()(self._see, topics)
+
+    def _see(self, topics: Sequence[str]) -> None:
+        """A topic is made by one server and seen by all a little later."""
+        if missing := set(topics) - self._find(topics).keys():
+            raise unavailable(self._settings, f"topic {min(missing)!r} was made and cannot be seen yet")
+
+    def _settling(self) -> Retrying:
+        return Retrying(
+            retry=retry_if_exception_type(BrokerUnavailable),
+            wait=wait_exponential(SETTLE_WAIT_S, max=SETTLE_WAIT_MAX_S),
+            stop=stop_after_delay(min(SETTLE_S, self._settings.timeout_s)),
+            reraise=True,
+        )
 
     def _result(self, future: Any) -> Any:
         """A future's value. What is for good comes as the library's error, all else as BrokerUnavailable."""
