@@ -1,7 +1,7 @@
 """How much an append costs beside the two plain inserts it stands for: ``python -m benchmarks.append``.
 
 Contenders write the same rows into the same tables of one server, turn by turn, so that a noisy machine is
-noisy for all of them; what counts is the ratio of the medians. The product encodes Avro, checks, and decides
+noisy for all of them; what counts is the ratio. The product encodes Avro, checks, and decides
 the version in the database; the references send bytes that were made beforehand and know the version.
 
 * ``pgbench``: BEGIN, two INSERTs, END, prepared, from C.
@@ -229,11 +229,11 @@ def fresh_database(server: str) -> Iterator[str]:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def measure(rounds: int, seconds: float) -> list[dict[str, Any]]:
+def measure(cases: list[Case], rounds: int, seconds: float) -> list[dict[str, Any]]:
     """Every case, every contender turn by turn; each case on a new database."""
     results = []
     with resolve(["postgres"]) as servers:
-        for case in CASES:
+        for case in cases:
             rates: dict[str, list[float]] = {name: [] for name in case.contenders}
             with fresh_database(servers.address("postgres")) as dsn:
                 for turn in range(rounds):
@@ -246,21 +246,34 @@ def measure(rounds: int, seconds: float) -> list[dict[str, Any]]:
 
 
 def show(result: dict[str, Any]) -> None:
-    medians = {name: median(rates) for name, rates in result["events_per_s"].items()}
-    ours = medians.pop("append")
-    result["ratios"] = {name: round(ours / other, 3) for name, other in medians.items()}
-    beside = "   ".join(f"{name} {other:>9,.0f}/s  ratio {ours / other:5.2f}" for name, other in medians.items())
-    print(f"{result['case']:<30} append {ours:>9,.0f}/s   {beside}", flush=True)
+    """Add and print medians, and the median of the ratios within each round: neighbours in time share the weather."""
+    rates = result["events_per_s"]
+    result["median"] = {name: round(median(rates[name])) for name in rates}
+    others = [name for name in rates if name != "append"]
+    result["ratio"] = {
+        name: round(median(ours / other for ours, other in zip(rates["append"], rates[name], strict=True)), 3)
+        for name in others
+    }
+    beside = "   ".join(f"{n} {result['median'][n]:>7,}/s  ratio {result['ratio'][n]:5.2f}" for n in others)
+    print(f"{result['case']:<30} append {result['median']['append']:>7,}/s   {beside}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of one contender's turn")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.5, help="of one contender's turn")
+    parser.add_argument("--only", default="", help="cases whose name holds this; the results are printed, not written")
     options = parser.parse_args()
-    results = measure(options.rounds, options.seconds)
+    results = measure([case for case in CASES if options.only in case.name], options.rounds, options.seconds)
+    if options.only:
+        return
     RESULTS.parent.mkdir(exist_ok=True)
-    about = {"cores": os.cpu_count(), "python": platform.python_version(), "psycopg": psycopg.__version__}
+    about = {
+        "cores": os.cpu_count(),
+        "load_average_1m": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "psycopg": psycopg.__version__,
+    }
     document = {"about": {**about, "rounds": options.rounds, "turn_s": options.seconds}, "results": results}
     RESULTS.write_text(json.dumps(document, indent=2) + "\n")
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import orjson
 import psycopg
 from psycopg.rows import tuple_row
+from psycopg.types.json import set_json_loads
 
 from outbox.broker.protocol import Message
 from outbox.database import Connection
@@ -84,6 +86,9 @@ class PollEngine:
     """Reads pages on a connection of its own (autocommit, :data:`PLANNING` set). Used by one thread."""
 
     def __init__(self, connection: Connection, prefix: str) -> None:
+        set_json_loads(
+            orjson.loads, connection
+        )  # every event has a meta, and Python's own parser takes as long as the rest
         self._connection = connection
         self._prefix = prefix
         self._rest: psycopg.ServerCursor[tuple[Any, ...]] | None = None
