@@ -170,8 +170,10 @@ def test_a_lost_connection_is_raised_once_and_then_made_again(broker, watch) -> 
     producer, consumer = broker.producer(), broker.consumer("g", ["t"], earliest)
     producer.publish(numbered("t", 10))
     collect(consumer, 10)
-    watch.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
-                  " AND pid <> pg_backend_pid()")
+    watch.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND pid <> pg_backend_pid()"
+    )
     for use in (lambda: producer.publish(numbered("t", 1)), lambda: consumer.poll(1, 0.1)):
         with pytest.raises(BrokerError, match="cannot be reached"):
             use()
@@ -209,7 +211,9 @@ def test_publishers_of_many_partitions_in_any_order_never_wait_in_a_circle(dsn, 
         order = topics[turn:] + topics[:turn]
         try:
             for batch in range(batches):
-                producer.publish([Message(topic, f"{turn}-{k}", f"{batch}".encode()) for topic in order for k in range(9)])
+                producer.publish(
+                    [Message(topic, f"{turn}-{k}", f"{batch}".encode()) for topic in order for k in range(9)]
+                )
         except Exception as error:
             failures.append(error)
         finally:
