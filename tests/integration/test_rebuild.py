@@ -62,7 +62,10 @@ def tables(stage: Stage) -> set[str]:
 
 @contextmanager
 def writing(stage: Stage) -> Iterator[None]:
-    """Two writers that go on while the block does: changes, new streams, and keys that come and go."""
+    """Two writers that go on while the block does: changes, new streams, and keys that come and go.
+
+    They leave half of the streams alone, so that what a load loses is not brought by the catch-up.
+    """
     ended = threading.Event()
 
     def write(seed: int) -> None:
@@ -70,7 +73,11 @@ def writing(stage: Stage) -> Iterator[None]:
             n = seed
             while not ended.wait(WRITE_EVERY_S):
                 n += 1
-                append(connection, f"thing-{n % 150}", put(a=n, **{f"k{n % 3}": n if n % 2 else None}))
+                append(
+                    connection,
+                    f"thing-{n % 60}" if n % 2 else f"thing-new{n % 50}",
+                    put(a=n, **{f"k{n % 3}": n if n % 2 else None}),
+                )
 
     writers = [threading.Thread(target=write, args=(seed,)) for seed in (1_000, 500_000)]
     for writer in writers:
