@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 
+import psutil
 import pytest
 
 from deploy.local.local import Local
@@ -120,6 +121,7 @@ def test_a_frozen_server_holds_nobody_up_for_ever(kind: Kind, servers: Local) ->
         producer.publish([Message(topic, "a", b"1")])
         found = poll_until(lambda: bool(consumer.assignment()), consumer)
         server.pause()
+        poll_until(lambda: psutil.Process(server.pid).status() == psutil.STATUS_STOPPED)
         try:
             began_s = time.monotonic()
             with pytest.raises(BrokerUnavailable):
