@@ -14,7 +14,8 @@ from elasticsearch import Elasticsearch
 
 from outbox.errors import StoreError, StoreUnavailable
 from projectors.query.protocol import Hit
-from projectors.sinks.elasticsearch import connect, index_name, parse, translated
+from projectors.sinks.elasticsearch import index_name
+from projectors.sinks.elasticsearch_client import connect, parse, translated
 from projectors.sinks.elasticsearch_form import LIVE
 
 WORDS_LENGTH_MAX: Final = 512

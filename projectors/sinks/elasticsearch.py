@@ -1,10 +1,12 @@
 """Documents in Elasticsearch: one index per generation, guarded by external versions.
 
 The guard is Elasticsearch's own: every document is indexed with ``version_type=external`` and its stream's
-version, so an older or equal write is answered 409, which is success here (it was overtaken or applied
-before). Elasticsearch forgets the version of a deleted document after ``index.gc_deletes`` (60 s), so a
-tombstone is no delete but a small document ``{"deleted": true}`` under the same guard; readers, scans and
-the alias filter it out.
+version, so an older or equal write is answered 409: it was overtaken or applied before. Whoever edits a
+document without a version makes Elasticsearch count it up by itself, so a 409 is believed only if the
+version within the document says the same; if not, the change is written on condition that the document is
+still the one looked at. Elasticsearch forgets the version of a deleted document after ``index.gc_deletes``
+(60 s), so a tombstone is no delete but a small document ``{"deleted": true, "version": …}`` under the same
+guard; readers, scans and the alias filter it out.
 
 An index takes bulk writes only through an alias of its own (``<index>-write``, with ``require_alias``): a late
 write to a dropped generation is answered 404 instead of making a new index with a guessed mapping.
@@ -20,16 +22,14 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from elastic_transport import ConnectionTimeout
-from elasticsearch import ApiError, BadRequestError, Elasticsearch, NotFoundError, TransportError
-from elasticsearch.serializer import OrjsonSerializer
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from elasticsearch import BadRequestError, Elasticsearch, NotFoundError
 
-from outbox.errors import RecordsRefused, SettingsError, StoreError, StoreUnavailable
+from outbox.errors import RecordsRefused, StoreError, StoreUnavailable
 from projectors.record import Change, Stored, newest
-from projectors.sinks.elasticsearch_form import LIVE, MAPPINGS, Item, document_id, item_of, stored_of
+from projectors.sinks.elasticsearch_client import RETRY_AFTER_S, ElasticsearchSettings, connect, parse, translated
+from projectors.sinks.elasticsearch_form import LIVE, MAPPINGS, Item, document_id, item_of, stored_of, stored_version
 
 BULK_BYTES_MAX: Final = 10 * 1024 * 1024
 """Elasticsearch's own advice is 5-15 MB a bulk request; it refuses bodies above 100 MB."""
@@ -39,23 +39,6 @@ PAGE_BYTES: Final = 8 * 1024 * 1024
 """A scan's pages are sized to about this much text each."""
 PIT_KEEP_ALIVE: Final = "5m"
 """Per page: a consumer slower than this loses its scan and starts again."""
-RETRY_AFTER_S: Final = 2.0
-"""Elasticsearch gives no Retry-After with its 429; its queues drain within seconds."""
-
-
-class ElasticsearchSettings(BaseModel):
-    """How to reach a cluster, and how to make an index in it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    url: str
-    username: str | None = None
-    password: str | None = None
-    api_key: str | None = None
-    shards: PositiveInt = 1
-    replicas: NonNegativeInt = 0
-    refresh: bool | Literal["wait_for"] = False
-    timeout_s: PositiveFloat = 30.0
 
 
 @contextmanager
@@ -64,48 +47,6 @@ def open_sink(projection: str, settings: Mapping[str, Any]) -> Iterator[Elastics
     parsed = parse(settings)
     with connect(parsed) as client:
         yield ElasticsearchSink(client, projection, parsed)
-
-
-def parse(settings: Mapping[str, Any]) -> ElasticsearchSettings:
-    """Check the settings; raises :class:`SettingsError` that names the key."""
-    try:
-        return ElasticsearchSettings.model_validate(dict(settings))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(f"elasticsearch: setting {key!r}: {first['msg']}") from error
-
-
-def connect(settings: ElasticsearchSettings) -> Elasticsearch:
-    """A client that never tries again by itself (the projector does) and reads JSON without losing a digit."""
-    basic = (settings.username, settings.password or "") if settings.username else None
-    try:
-        return Elasticsearch(
-            settings.url,
-            basic_auth=basic,
-            api_key=settings.api_key,
-            request_timeout=settings.timeout_s,
-            max_retries=0,
-            serializers={"application/vnd.elasticsearch+json": OrjsonSerializer()},
-        )
-    except ValueError as error:
-        raise SettingsError(f"elasticsearch: setting 'url' or its credentials: {error}") from error
-
-
-@contextmanager
-def translated(doing: str) -> Iterator[None]:
-    """Turn the client's errors into ours: whatever may pass is :class:`StoreUnavailable`."""
-    try:
-        yield
-    except ConnectionTimeout as error:
-        raise StoreUnavailable(f"elasticsearch: {doing}: no answer in time") from error
-    except TransportError as error:
-        raise StoreUnavailable(f"elasticsearch: {doing}: {_one_line(error)}") from error
-    except ApiError as error:
-        if error.status_code in (400, 413):
-            raise StoreError(f"elasticsearch: {doing}: {_one_line(error)}") from error
-        retry_after_s = RETRY_AFTER_S if error.status_code == 429 else None
-        raise StoreUnavailable(f"elasticsearch: {doing}: {_one_line(error)}", retry_after_s) from error
 
 
 def alias_name(projection: str) -> str:
@@ -201,8 +142,16 @@ class ElasticsearchSink:
             self._send(target, batch[:middle], refused)
             self._send(target, batch[middle:], refused)
             return
-        for item, result in zip(batch, answer, strict=True):
-            _judge(item, result["index"], refused)
+        overtaken = [i for i, r in zip(batch, answer, strict=True) if not _judge(i, next(iter(r.values())), refused)]
+        if overtaken and (behind := self._behind(target, overtaken)):
+            # What another writer has just changed is answered 409 once more, and looked at once more: its
+            # version has risen, so this ends.
+            self._send(target, behind, refused)
+
+    def _behind(self, target: str, overtaken: Sequence[Item]) -> list[Item]:
+        """Those whose document is older than Elasticsearch's own count says, to be written under another guard."""
+        found = self._found(target, [item.id for item in overtaken], ["version"])
+        return [i.unless_changed(doc) for i, doc in zip(overtaken, found, strict=True) if i.beats > stored_version(doc)]
 
     def _bulk(self, target: str, batch: Sequence[Item]) -> Sequence[Mapping[str, Any]]:
         with translated("bulk"):
@@ -251,13 +200,16 @@ class ElasticsearchSink:
         step = PAGE_COUNT_MAX // 10
         for start in range(0, len(wanted), step):
             ids = [document_id(key) for key in wanted[start : start + step]]
-            with translated(f"read {index}"):
-                answer = self._client.mget(index=index, ids=ids)
-            for found in answer["docs"]:
-                if "error" in found:
-                    raise StoreUnavailable(f"elasticsearch: read {index}: {found['error'].get('reason')}")
-                if found["found"]:
-                    yield found["_source"]
+            yield from (doc["_source"] for doc in self._found(index, ids) if doc["found"])
+
+    def _found(self, index: str, ids: Sequence[str], fields: Sequence[str] | None = None) -> list[Mapping[str, Any]]:
+        """One answer for each id, with what was written last, refreshed or not."""
+        with translated(f"read {index}"):
+            docs: list[Mapping[str, Any]] = self._client.mget(index=index, ids=ids, source_includes=fields)["docs"]
+        for doc in docs:
+            if "error" in doc:
+                raise StoreUnavailable(f"elasticsearch: read {index}: {doc['error'].get('reason')}")
+        return docs
 
 
 def _batches(changes: Sequence[Change], refused: dict[str, str]) -> Iterator[list[Item]]:
@@ -276,17 +228,17 @@ def _batches(changes: Sequence[Change], refused: dict[str, str]) -> Iterator[lis
         yield batch
 
 
-def _judge(item: Item, result: Mapping[str, Any], refused: dict[str, str]) -> None:
-    """File one item's answer: done, overtaken, refused for good, or raise what may pass."""
+def _judge(item: Item, result: Mapping[str, Any], refused: dict[str, str]) -> bool:
+    """File one item's answer: done, overtaken (False), refused for good, or raise what may pass."""
     status = result["status"]
     if status < 300 or status == 409:
-        return
+        return bool(status < 300)
     error = result.get("error", {})
     reason = f"{error.get('type')}: {error.get('reason')}"
     if status in (400, 413):
         cause = error.get("caused_by", {}).get("reason")
         refused[item.key] = f"{reason} ({cause})" if cause else reason
-        return
+        return True
     raise StoreUnavailable(f"elasticsearch: bulk: {status} {reason}", RETRY_AFTER_S if status == 429 else None)
 
 
@@ -297,7 +249,3 @@ def _next_size(hits: Sequence[Mapping[str, Any]]) -> int:
 
 def _is(error: StoreError, kind: str) -> bool:
     return isinstance(error.__cause__, BadRequestError) and error.__cause__.error == kind
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import orjson
@@ -41,9 +41,11 @@ def document_id(key: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One change as two lines of a bulk request."""
+    """One change as two lines of a bulk request; it applies where the stored version is below ``beats``."""
 
     key: str
+    id: str
+    beats: int
     action: bytes
     source: bytes
 
@@ -52,13 +54,21 @@ class Item:
         """Bytes, with the two line ends."""
         return len(self.action) + len(self.source) + 2
 
+    def unless_changed(self, doc: Mapping[str, Any]) -> Item:
+        """The same change, written only if the document still is what ``doc``, an answer of ``mget``, says."""
+        if not doc["found"]:
+            return replace(self, action=orjson.dumps({"create": {"_id": self.id}}))
+        still = {"if_seq_no": doc["_seq_no"], "if_primary_term": doc["_primary_term"]}
+        return replace(self, action=orjson.dumps({"index": {"_id": self.id, **still}}))
+
 
 def item_of(change: Change, refused: dict[str, str]) -> Item | None:
     """The change as two lines; one that cannot be sent is put into ``refused`` instead."""
     try:
         guard = "external_gte" if change.repair else "external"
-        head = {"_id": document_id(change.key), "version": change.version, "version_type": guard}
-        item = Item(change.key, orjson.dumps({"index": head}), orjson.dumps(_source(change)))
+        id_ = document_id(change.key)
+        head = orjson.dumps({"index": {"_id": id_, "version": change.version, "version_type": guard}})
+        item = Item(change.key, id_, change.beats, head, orjson.dumps(_source(change)))
     except (TypeError, ValueError) as error:  # orjson: a lone surrogate, an integer beyond 64 bits, a foreign type
         refused[change.key] = f"not JSON: {error}"
         return None
@@ -71,7 +81,7 @@ def item_of(change: Change, refused: dict[str, str]) -> Item | None:
 def _source(change: Change) -> dict[str, Any]:
     match change.record:
         case None:
-            return {"deleted": True}
+            return {"deleted": True, "version": change.version}
         case Document() as document:
             return {
                 "key": document.key,
@@ -96,3 +106,9 @@ def stored_of(source: Mapping[str, Any]) -> Stored:
         properties=source["properties"],
     )
     return Stored(record.key, source["stream"], source["version"], digest(record))
+
+
+def stored_version(doc: Mapping[str, Any]) -> int:
+    """The version within a document, live or tombstone; 0 if there is none, or none that we wrote."""
+    version = doc["_source"].get("version") if doc["found"] else None
+    return version if isinstance(version, int) else 0

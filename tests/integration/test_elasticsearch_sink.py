@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -53,6 +54,10 @@ def put(key: str, version: int = 1, text: str = "text", **properties: Any) -> Ch
     return Change(key, f"doc-{key}", version, Document(key, "kind", f"title {key}", text, properties))
 
 
+def text_of(server: Elasticsearch, projection: str, key: str) -> str:
+    return str(server.get(index=index_name(projection, G), id=key)["_source"]["text"])
+
+
 def keys(sink: ElasticsearchSink, generation: str = G) -> set[str]:
     return {stored.key for stored in sink.scan(generation)}
 
@@ -65,6 +70,40 @@ def test_a_tombstone_outlives_the_memory_for_deletes(
     sink.apply(G, [Change("a", "doc-a", 3, None)])
     server.indices.flush(index=index_name(projection, G), force=True)
     server.indices.forcemerge(index=index_name(projection, G), max_num_segments=1)
+    sink.apply(G, [put("a", 2)])
+    assert keys(sink) == set()
+
+
+def test_an_edit_that_names_no_version_holds_up_no_later_write(
+    sink: ElasticsearchSink, server: Elasticsearch, projection: str
+) -> None:
+    sink.apply(G, [put("a", 1), put("b", 1)])
+    for _ in range(5):
+        server.update(index=index_name(projection, G), id="a", doc={"text": "edited by hand"})
+    sink.apply(G, [put("a", 2, "new"), Change("b", "doc-b", 2, None)])
+    assert text_of(server, projection, "a") == "new"
+    assert keys(sink) == {"a"}
+
+
+def test_an_edit_that_names_no_version_can_be_repaired(
+    sink: ElasticsearchSink, server: Elasticsearch, projection: str
+) -> None:
+    sink.apply(G, [put("a", 3), put("b", 3), Change("c", "doc-c", 3, None)])
+    server.update(index=index_name(projection, G), id="a", doc={"text": "edited by hand"})
+    server.delete(index=index_name(projection, G), id="b")
+    server.index(index=index_name(projection, G), id="c", document={"key": "c", "text": "written by hand"})
+    sink.apply(G, [put("a", 2), put("b", 2), put("a", 3)])
+    assert text_of(server, projection, "a") == "edited by hand"
+    sink.apply(G, [replace(c, repair=True) for c in (put("a", 3), put("b", 3), Change("c", "doc-c", 3, None))])
+    assert text_of(server, projection, "a") == text_of(server, projection, "b") == "text"
+    assert keys(sink) == {"a", "b"}
+
+
+def test_a_tombstone_edited_by_hand_still_beats_an_older_write(
+    sink: ElasticsearchSink, server: Elasticsearch, projection: str
+) -> None:
+    sink.apply(G, [Change("a", "doc-a", 3, None)])
+    server.update(index=index_name(projection, G), id="a", doc={"kind": "touched"})
     sink.apply(G, [put("a", 2)])
     assert keys(sink) == set()
 
