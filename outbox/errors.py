@@ -87,8 +87,9 @@ class BrokerUnavailable(BrokerError):
 class MessageRefused(BrokerError):
     """The broker will never take this message (too large, forbidden topic, ...).
 
-    ``index`` is its place in the batch given to ``publish``; everything before it was acknowledged,
-    nothing after it was sent.
+    ``index`` is its place in the batch given to ``publish``. Everything before it was acknowledged; of what
+    comes after it nothing of its partition was published, and of other partitions perhaps some, which is
+    published again with the next batch.
     """
 
     def __init__(self, message: str, index: int) -> None:
