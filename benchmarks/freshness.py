@@ -1,7 +1,8 @@
 """How long after COMMIT is a file visible in all three real stores? ``python -m benchmarks.freshness``
 
 Files are committed one by one at a fixed rate; each is then waited for by asking the stores themselves (get by
-key in Chroma, Neo4j and Elasticsearch), not our own checkpoints. Relay and projectors are processes.
+key in Chroma, Neo4j and Elasticsearch, each from a process of its own), not our own checkpoints. Relay and
+projectors are processes too.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.watching import Place, Watcher
 from deploy.local.resolve import resolve
 from outbox.database import connect
 from outbox.event import NewEvent
@@ -27,12 +28,16 @@ from outbox.log.append import append
 from outbox.log.migrate import migrate
 from outbox.settings import load
 from projectors import ledger
+from projectors.sinks.chroma_client import collection_name
+from projectors.sinks.elasticsearch import index_name
+from projectors.sinks.neo4j_session import label_of
 from projectors.wiring import ReadSide, open_read_side
 
 STORES = {"vectors": "chroma", "graph": "neo4j", "documents": "elasticsearch"}
 SERVICES = ("postgres", "kafka", "chroma", "neo4j", "elasticsearch")
 RESULTS = Path(__file__).parent / "results"
-VISIBLE_WITHIN_S = 30.0
+VISIBLE_WITHIN_S = 60.0
+WARM = 100
 
 
 def main() -> None:
@@ -59,100 +64,42 @@ def main() -> None:
 
 def measure(side: ReadSide, rate: float, commits: int) -> dict[str, list[float]]:
     """Seconds from COMMIT to visible, by store and in ``all``."""
+    mark = uuid.uuid4().hex
+    keys = [f"python-{mark}.n{i}" for i in range(commits)]
     with side.write.connection() as connection:
         _until(lambda: all(ledger.serving(connection, n) for n in side.projecting), 120)
         _warm(side, connection)
-        watchers = {name: _Watcher(side, name) for name in side.projecting}
-        committed: list[tuple[str, float]] = []
+        watchers = {
+            name: Watcher(_place(side, name, ledger.serving(connection, name)), keys) for name in side.projecting
+        }
+        committed: dict[str, float] = {}
         started = time.monotonic()
-        for i in range(commits):
+        for i, key in enumerate(keys):
             time.sleep(max(0.0, started + i / rate - time.monotonic()))
-            stream = f"python-bench.{uuid.uuid4().hex}"
-            append(connection, stream, _event(i), expected="none", registry=side.write.registry)
-            at = time.monotonic()
-            committed.append((stream, at))
-            for watcher in watchers.values():
-                watcher.watch(stream, at)
-        for watcher in watchers.values():
-            watcher.finish()
-    latencies = {name: w.seconds for name, w in watchers.items()}
-    seen = {name: w.by_key for name, w in watchers.items()}
-    latencies["all"] = [max(seen[n][key] for n in seen) for key, _ in committed]
-    return latencies
+            append(connection, key, _event(i), expected="none", registry=side.write.registry)
+            committed[key] = time.monotonic()
+        print(f"{commits / (time.monotonic() - started):.1f} commits/s, asked for {rate:g}")
+    seen = {side.plan(name).store: watcher.seen(VISIBLE_WITHIN_S) for name, watcher in watchers.items()}
+    latencies = {store: [at[key] - committed[key] for key in keys] for store, at in seen.items()}
+    return latencies | {"all": [max(latencies[s][i] for s in seen) for i in range(commits)]}
 
 
-class _Watcher:
-    """Asks one store for the keys not seen yet, over and over."""
-
-    def __init__(self, side: ReadSide, name: str) -> None:
-        self.by_key: dict[str, float] = {}
-        self._waiting: dict[str, float] = {}
-        self._closing = threading.Event()
-        self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, args=(side, name))
-        self._thread.start()
-
-    @property
-    def seconds(self) -> list[float]:
-        return list(self.by_key.values())
-
-    def watch(self, key: str, at: float) -> None:
-        with self._lock:
-            self._waiting[key] = at
-
-    def finish(self) -> None:
-        self._closing.set()
-        self._thread.join()
-
-    def _run(self, side: ReadSide, name: str) -> None:
-        with side.write.connection() as connection:
-            generation = ledger.serving(connection, name) or ""
-        probe, close = _probe(side, name, generation)
-        deadline = None
-        while True:
-            with self._lock:
-                waiting = dict(self._waiting)
-            if self._closing.is_set():
-                deadline = deadline or time.monotonic() + VISIBLE_WITHIN_S
-                if not waiting:
-                    break
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"{name}: {len(waiting)} never seen")
-            found = probe(list(waiting)) if waiting else set()
-            now = time.monotonic()
-            with self._lock:
-                for key in found:
-                    self.by_key[key] = now - self._waiting.pop(key)
-            time.sleep(0.001)
-        close()
-
-
-def _probe(side: ReadSide, name: str, generation: str) -> tuple[Callable[[list[str]], set[str]], Callable[[], None]]:
-    opened = side.open_sink(name)
-    sink = opened.__enter__()
-    sink.prepare(generation)
-    if side.plan(name).store != "elasticsearch":
-        return lambda keys: {
-            s.key for s in sink.scan(generation, keys)
-        }, lambda: opened.__exit__(None, None, None) and None
-    # The sink's scan refreshes the index first; a user's get by id does not need that.
-    from elasticsearch import Elasticsearch
-
-    client = Elasticsearch(side.store_settings("elasticsearch")["url"])
-
-    def get(keys: list[str]) -> set[str]:
-        answer = client.mget(index=f"{name}-{generation}", ids=keys, source=False)
-        return {d["_id"] for d in answer["docs"] if d.get("found")}
-
-    return get, client.close
+def _place(side: ReadSide, name: str, generation: str | None) -> Place:
+    store = side.plan(name).store
+    held = {
+        "chroma": collection_name(name, generation or "", "records"),
+        "neo4j": label_of(name, generation or ""),
+        "elasticsearch": index_name(name, generation or ""),
+    }
+    return Place(store, str(side.store_settings(store)["url"]), held[store])
 
 
 def _warm(side: ReadSide, connection: Any) -> None:
     from projectors.query.search import Search
 
     with Search(side) as search:
-        for i in range(20):
-            done = append(connection, f"python-bench.warm{i}", _event(i), expected="any", registry=side.write.registry)
+        for i in range(WARM):
+            done = append(connection, f"python-warm.n{i}", _event(i), expected="any", registry=side.write.registry)
             search.wait_for(done.token, timeout_s=60)
 
 
