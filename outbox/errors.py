@@ -9,6 +9,8 @@
 │   ├── ``VersionConflict``      the stream is not at the expected version; nothing was written
 │   └── ``DuplicateEvent``       an event id already stands elsewhere in the log; nothing was written
 ├── ``DatabaseError``            PostgreSQL cannot be reached, or its tables are missing
+├── ``LogWentBack``              PostgreSQL was restored to an earlier moment; nothing runs until a reconcile
+├── ``BackupError``              a backup is damaged, incomplete or of another log
 ├── ``BrokerError``
 │   ├── ``BrokerUnavailable``    passing: try again later
 │   └── ``MessageRefused``       for good: this one message will never be taken
@@ -76,6 +78,17 @@ class DatabaseError(OutboxError):
     """PostgreSQL cannot be reached, or has not been migrated."""
 
 
+class LogWentBack(OutboxError):
+    """Stores or broker hold events that the log no longer has: it was restored to an earlier moment.
+
+    Ends the process: nothing may run before ``outbox reconcile``.
+    """
+
+
+class BackupError(OutboxError):
+    """A backup is damaged, incomplete, of another log, or cannot be restored here."""
+
+
 class BrokerError(OutboxError):
     """The broker failed."""
 
@@ -95,6 +108,10 @@ class MessageRefused(BrokerError):
     def __init__(self, message: str, index: int) -> None:
         super().__init__(message)
         self.index = index
+
+
+class NotParked(OutboxError):
+    """What somebody wants to try again or discard is not parked, or not for a reason that this would mend."""
 
 
 class Fenced(OutboxError):

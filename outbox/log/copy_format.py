@@ -35,10 +35,15 @@ def field(value: bytes) -> bytes:
     return _LENGTH.pack(len(value)) + value
 
 
+def bigint(value: int) -> bytes:
+    """A bigint as a field; a timestamptz is one too, in microseconds since the year 2000."""
+    return _BIGINT.pack(8, value)
+
+
 def timestamp(at: datetime) -> bytes:
-    """A timestamptz: microseconds since the year 2000, as a field."""
+    """A timestamptz as a field."""
     since = at - _EPOCH
-    return _BIGINT.pack(8, (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds)
+    return bigint((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds)
 
 
 def event_row(

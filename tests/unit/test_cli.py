@@ -26,7 +26,7 @@ from outbox.cli.progress import progress
 from outbox.errors import InvalidEvent, SettingsError, StoreUnavailable
 from outbox.logs import configure_logging, quiet_unless_configured
 
-COMMANDS = "append dead-letters demo events ingest migrate project rebuild relay schemas search status up verify"
+COMMANDS = "append backup dead-letters demo events ingest migrate project rebuild relay restore schemas search status up verify"
 DRIVERS = ["chromadb", "neo4j", "elasticsearch", "confluent_kafka", "kafka", "ladybug", "tantivy"]
 
 
