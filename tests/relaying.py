@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
+
 from outbox.broker.protocol import Message, TopicPartition
 from outbox.database import connected
 from outbox.errors import BrokerUnavailable, MessageRefused
+from outbox.relay.engines import open_engine
 from outbox.relay.leader import Leader
 from outbox.relay.lease import Lease, take
-from outbox.relay.poll import PLANNING, PollEngine
+from outbox.relay.poll import PLANNING
 from outbox.relay.settings import RelaySettings
 
 Fault = Callable[[Sequence[Message]], None]
@@ -69,18 +72,59 @@ def leading(
     recorder: Recorder,
     settings: RelaySettings | None = None,
     holder: str = "test",
-    engine: Callable[..., Any] = PollEngine,
+    engine: Callable[..., Any] | None = None,
 ) -> Iterator[Leader]:
-    """A leader on a lease just taken (which must be free or the holder's own)."""
+    """A leader on a lease just taken (which must be free or the holder's own), with the engine its settings name.
+
+    ``engine``: one of the test's own instead, called with a connection and the prefix.
+    """
     settings = settings or RelaySettings()
-    with connected(dsn) as connection, connected(dsn, **PLANNING) as reading:
+    with connected(dsn) as connection:
         lease = take(connection, settings.name, holder, settings.lease_s)
         assert isinstance(lease, Lease)
+        opened = open_engine(dsn, lease, settings) if engine is None else _given(dsn, engine, settings)
+        with opened as reader:
+            yield Leader(connection, reader, recorder, lease, settings)
+
+
+@contextmanager
+def _given(dsn: str, engine: Callable[..., Any], settings: RelaySettings) -> Iterator[Any]:
+    with connected(dsn, **PLANNING) as reading:
         reader = engine(reading, settings.prefix)
         try:
-            yield Leader(connection, reader, recorder, lease, settings)
+            yield reader
         finally:
             reader.close()
+
+
+@contextmanager
+def without_slots(dsn: str) -> Iterator[str]:
+    """The database; in the end its slots are dropped, without which it could not be."""
+    try:
+        yield dsn
+    finally:
+        with connected(dsn) as connection:
+            drop_slots(connection)
+
+
+def slots(connection: Any) -> list[str]:
+    query = "SELECT slot_name FROM pg_replication_slots WHERE database = current_database() ORDER BY 1"
+    return [name for (name,) in connection.execute(query)]
+
+
+def drop_slots(connection: Any) -> int:
+    """End whoever streams from this database and drop its slots, as an operator in a hurry would; returns how many."""
+    dropped = 0
+    for name in slots(connection):
+        connection.execute(
+            "SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots WHERE slot_name = %s", [name]
+        )
+        try:
+            connection.execute("SELECT pg_drop_replication_slot(%s)", [name])
+            dropped += 1
+        except (psycopg.errors.ObjectInUse, psycopg.errors.UndefinedObject):  # somebody was quicker
+            pass
+    return dropped
 
 
 def drain(leader: Leader) -> int:
@@ -97,3 +141,13 @@ def until(condition: Callable[[], Any], within_s: float = 20.0) -> Any:
         assert time.monotonic() < deadline, "the condition did not come about in time"
         threading.Event().wait(0.005)
     return answer
+
+
+def step_until(leader: Leader, condition: Callable[[], Any], within_s: float = 20.0) -> Any:
+    """Lead until a condition holds. A stream gives its rows when it has them, so no step is known to be the last."""
+
+    def stepped() -> Any:
+        leader.step()
+        return condition()
+
+    return until(stepped, within_s)

@@ -4,12 +4,16 @@ Sequences are drawn before commit, so a row with a lower ``seq`` may become visi
 ``seq``: a cursor ``seq > last`` loses it. This one works as PgQ's ticks do (Skytools, "PgQ generic queue"):
 between two snapshots *a* and *b* lie the rows of the transactions that *b* sees and *a* does not. Each such
 *window* is published in the order of ``seq``, page by page; ``last`` says how far.
+
+The cdc engine publishes transaction by transaction, in the order of their commits, and adds each one to *a* (= *b*).
+So *a* means the same under both engines, and either goes on where the other stopped.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from outbox.database import Connection
 from outbox.errors import Fenced
@@ -35,6 +39,36 @@ class Snapshot:
         listed = self.text.split(":")[2]
         return listed.split(",") if listed else []
 
+    @classmethod
+    def of(cls, xmax: int, in_progress: Iterable[int]) -> Self:
+        """What sees all transactions below ``xmax`` but these."""
+        waiting = sorted(in_progress)
+        return cls(f"{waiting[0] if waiting else xmax}:{xmax}:{','.join(map(str, waiting))}")
+
+    def sees(self, xid: int) -> bool:
+        """As ``pg_visible_in_snapshot``."""
+        return xid < self.xmin or (xid < self.xmax and str(xid) not in self.in_progress)
+
+    def union(self, other: Snapshot) -> Snapshot:
+        """What sees all that either one sees."""
+        (mine, my_end), (theirs, their_end) = self._waiting(), other._waiting()
+        unseen = {xid for xid in mine if xid in theirs or xid >= their_end}
+        unseen |= {xid for xid in theirs if xid in mine or xid >= my_end}
+        return Snapshot.of(max(my_end, their_end), unseen)
+
+    def including(self, xids: Iterable[int], most: int) -> Snapshot:
+        """What sees these as well; but none for which more than ``most`` would have to be listed as in progress."""
+        waiting, xmax = self._waiting()
+        for xid in sorted(xids):
+            if xid >= xmax and xid - xmax + len(waiting) <= most:
+                waiting.update(range(xmax, xid))
+                xmax = xid + 1
+            waiting.discard(xid)
+        return Snapshot.of(xmax, waiting)
+
+    def _waiting(self) -> tuple[set[int], int]:
+        return {int(xid) for xid in self.in_progress}, self.xmax
+
 
 BEGINNING: Final = Snapshot("3:3:")
 """Before every transaction there ever was: 3 is the first normal transaction id."""
@@ -42,11 +76,18 @@ BEGINNING: Final = Snapshot("3:3:")
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """All rows visible in ``a`` are published; of the window between ``a`` and ``b`` those up to ``last``."""
+    """All rows visible in ``a`` are published; of the window between ``a`` and ``b`` those up to ``last``.
+
+    For the cdc engine also: of the transactions that ``slot`` gives, all that have committed before ``lsn``; and of
+    transaction ``part`` (0: none), which is too large for one page, the rows up to ``last``.
+    """
 
     a: Snapshot
     b: Snapshot
     last: int = 0
+    slot: str | None = None
+    lsn: int = 0
+    part: int = 0
 
     @property
     def open(self) -> bool:
@@ -58,7 +99,7 @@ _LOAD: Final = """
 INSERT INTO outbox.relay_cursor (name, epoch, a, b, last)
 VALUES (%(name)s, %(epoch)s, %(start)s::pg_snapshot, %(start)s::pg_snapshot, 0)
 ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch WHERE relay_cursor.epoch <= excluded.epoch
-RETURNING a::text, b::text, last
+RETURNING a::text, b::text, last, slot, coalesce(lsn - '0/0'::pg_lsn, 0)::bigint, coalesce(part::text::bigint, 0)
 """
 
 # One statement: the lease is ours and goes on, the cursor moves, the map of what is published follows.
@@ -68,7 +109,8 @@ WITH leader AS (
     WHERE name = %(name)s AND epoch = %(epoch)s RETURNING epoch
 ), moved AS (
     UPDATE outbox.relay_cursor c
-    SET a = %(a)s::pg_snapshot, b = %(b)s::pg_snapshot, last = %(last)s, at = clock_timestamp()
+    SET a = %(a)s::pg_snapshot, b = %(b)s::pg_snapshot, last = %(last)s, at = clock_timestamp(),
+        slot = %(slot)s, lsn = '0/0'::pg_lsn + %(lsn)s::numeric, part = %(part)s::text::xid8
     FROM leader WHERE c.name = %(name)s AND c.epoch = leader.epoch RETURNING c.name
 ), mapped AS (
     INSERT INTO outbox.published AS p (topic, partition, "offset", horizon)
@@ -86,7 +128,7 @@ def load(connection: Connection, name: str, epoch: int) -> Cursor:
     row = connection.execute(_LOAD, {"name": name, "epoch": epoch, "start": BEGINNING.text}).fetchone()
     if row is None:
         raise Fenced(f"relay {name!r}: epoch {epoch} is over")
-    return Cursor(Snapshot(row[0]), Snapshot(row[1]), row[2])
+    return Cursor(Snapshot(row[0]), Snapshot(row[1]), *row[2:])
 
 
 def advance(
@@ -110,6 +152,9 @@ def advance(
             "a": cursor.a.text,
             "b": cursor.b.text,
             "last": cursor.last,
+            "slot": cursor.slot,
+            "lsn": cursor.lsn,
+            "part": str(cursor.part) if cursor.part else None,
             "horizon": str(cursor.a.xmin),
             "topics": [t for t, _ in published],
             "partitions": [p for _, p in published],

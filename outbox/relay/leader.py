@@ -6,6 +6,8 @@ At least once: a row is published before the cursor passes it. What a crash leav
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -38,10 +40,19 @@ Published = dict[tuple[str, int], int]
 
 
 class Engine(Protocol):
-    """How rows leave PostgreSQL."""
+    """How rows leave PostgreSQL. Used by one thread."""
 
-    def read(self, cursor: Cursor, limit: int) -> Page: ...
-    def close(self) -> None: ...
+    def read(self, cursor: Cursor, limit: int) -> Page:
+        """What comes after ``cursor``, about ``limit`` rows; none if nothing is new."""
+
+    def written(self, cursor: Cursor) -> None:
+        """The cursor is committed: what it has passed is not needed any more."""
+
+    def wait(self, stop: threading.Event, timeout_s: float) -> None:
+        """Wait for something new, at most ``timeout_s``; a poll cannot know, and sleeps."""
+
+    def close(self) -> None:
+        """Let go of what is held; the cursor says where to go on."""
 
 
 class Leader:
@@ -59,7 +70,8 @@ class Leader:
         self._parking = Parking(connection, lease.name, settings.prefix)
         self._limit = settings.page_min
         self._since_trim = 1  # what an earlier term left is trimmed too
-        self._written_at = self._trimmed_at = self._redriven_at = time.monotonic()
+        self._written_at = self._trimmed_at = time.monotonic()
+        self._redriven_at = -math.inf  # a relay that only drains is to try what somebody asked for, too
 
     def step(self) -> int:
         """Publish one page and return its number of rows. Raises :class:`~outbox.errors.Fenced`.
@@ -72,8 +84,9 @@ class Leader:
         """
         page = self._engine.read(self._cursor, self._limit)
         published = self._publish(page.rows)
-        if page.rows or self._due():
+        if page.rows or page.settle or self._due():
             self._advance(page.cursor, published)
+            self._engine.written(page.cursor)
         self._cursor = page.cursor
         self._adapt(len(page.rows))
         self._trim(len(page.rows))
@@ -117,7 +130,7 @@ class Leader:
         return time.monotonic() - self._written_at > self._settings.lease_s / 3
 
     def _adapt(self, rows: int) -> None:
-        if rows == self._limit:
+        if rows >= self._limit:
             self._limit = min(self._limit * 2, self._settings.page_max)
         elif rows < self._limit // 4:
             self._limit = max(self._limit // 2, self._settings.page_min)

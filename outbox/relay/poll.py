@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import orjson
@@ -72,6 +73,8 @@ class Page:
 
     rows: Sequence[OutboxRow]
     cursor: Cursor
+    settle: bool = False
+    """Whether the cursor is to be written down even if there are no rows."""
 
 
 def outbox_row(prefix: str, row: Sequence[Any]) -> OutboxRow:
@@ -97,6 +100,13 @@ class PollEngine:
         """The next page after ``cursor``, at most ``limit`` rows; no rows if nothing is new."""
         return self._continue(cursor, limit) if cursor.open else self._begin(cursor, limit)
 
+    def written(self, cursor: Cursor) -> None:
+        """Nothing in PostgreSQL waits for it."""
+
+    def wait(self, stop: threading.Event, timeout_s: float) -> None:
+        """Nothing tells of new rows but asking: sleep."""
+        stop.wait(timeout_s)
+
     def close(self) -> None:
         """Give up the window being read, if any; its cursor says where to go on."""
         rest, self._rest = self._rest, None
@@ -109,16 +119,16 @@ class PollEngine:
         found = self._connection.execute(_BEGIN, parameters, prepare=True, binary=True).fetchall()
         b = Snapshot(found[0][0])
         rows = [outbox_row(self._prefix, r[1:]) for r in found if r[1] is not None]
-        return Page(rows, Cursor(a, b, rows[-1].seq) if len(rows) == limit else Cursor(b, b))
+        return Page(rows, _open(cursor, a, b, rows[-1].seq) if len(rows) == limit else _shut(cursor, b))
 
     def _continue(self, cursor: Cursor, limit: int) -> Page:
         if self._rest is None:
             self._rest = self._open_rest(cursor)
         rows = [outbox_row(self._prefix, r) for r in self._rest.fetchmany(limit)]
         if len(rows) == limit:
-            return Page(rows, Cursor(cursor.a, cursor.b, rows[-1].seq))
+            return Page(rows, replace(cursor, last=rows[-1].seq))
         self.close()
-        return Page(rows, Cursor(cursor.b, cursor.b))
+        return Page(rows, _shut(cursor, cursor.b))
 
     def _open_rest(self, cursor: Cursor) -> psycopg.ServerCursor[tuple[Any, ...]]:
         self._connection.execute("BEGIN")
@@ -131,3 +141,12 @@ class PollEngine:
             "last": cursor.last,
         }
         return rest.execute(_CONTINUE, parameters, binary=True)
+
+
+def _open(cursor: Cursor, a: Snapshot, b: Snapshot, last: int) -> Cursor:
+    return replace(cursor, a=a, b=b, last=last, part=0)
+
+
+def _shut(cursor: Cursor, b: Snapshot) -> Cursor:
+    """The cursor behind a whole window. Where a slot stood it stands: what is visible in ``b`` it passes by."""
+    return replace(cursor, a=b, b=b, last=0, part=0)

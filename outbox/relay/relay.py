@@ -13,9 +13,9 @@ from outbox.broker.protocol import Broker
 from outbox.database import Connection, check_migrated, connected, first_line
 from outbox.errors import BrokerUnavailable, DatabaseError, Fenced
 from outbox.metrics import RELAY_ERRORS, RELAY_LEADER
-from outbox.relay.leader import Leader
+from outbox.relay.engines import open_engine
+from outbox.relay.leader import Engine, Leader
 from outbox.relay.lease import Keeper, Lease, new_holder, take
-from outbox.relay.poll import PLANNING, PollEngine
 from outbox.relay.settings import RelaySettings
 
 __all__ = ["Relay", "RelaySettings"]
@@ -69,17 +69,15 @@ class Relay:
             keeper = stack.enter_context(Keeper(self._dsn, lease))
             broker = self._broker()
             stack.callback(broker.close)
-            reading = stack.enter_context(connected(self._dsn, **PLANNING))
-            engine = PollEngine(reading, self._settings.prefix)
-            stack.callback(engine.close)
+            engine = stack.enter_context(open_engine(self._dsn, lease, self._settings, drain=drain))
             producer = broker.producer()
             stack.callback(producer.close)
             RELAY_LEADER.set(1)
             stack.callback(RELAY_LEADER.set, 0)
             leader = Leader(connection, engine, producer, lease, self._settings)
-            return self._turn(leader, keeper, stop, drain=drain)
+            return self._turn(leader, engine, keeper, stop, drain=drain)
 
-    def _turn(self, leader: Leader, keeper: Keeper, stop: threading.Event, *, drain: bool) -> bool:
+    def _turn(self, leader: Leader, engine: Engine, keeper: Keeper, stop: threading.Event, *, drain: bool) -> bool:
         sleep_s = self._settings.sleep_min_s
         while not stop.is_set():
             keeper.check()
@@ -88,6 +86,6 @@ class Relay:
             elif drain:
                 return True
             else:
-                stop.wait(sleep_s)
+                engine.wait(stop, sleep_s)
                 sleep_s = min(sleep_s * 2, self._settings.sleep_max_s)
         return False

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+EngineName = Literal["poll", "cdc"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +16,10 @@ class RelaySettings:
     """Relays of one name share one lease and one cursor. Each name publishes everything."""
     prefix: str = "outbox"
     """An event's topic is ``<prefix>.<category>``."""
+    engine: EngineName = "poll"
+    """How rows leave PostgreSQL: by asking for them, or out of its write-ahead log. May be changed at any time."""
+    slot_wal_warn_bytes: int = 1 << 30
+    """Warn when the cdc engine's slot keeps more of the write-ahead log than this."""
     lease_s: float = 3.0
     """How long after a leader's last sign of life another one takes over."""
     page_min: int = 200

@@ -1,0 +1,34 @@
+"""The two engines of the relay, opened as its settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from outbox.database import connected
+from outbox.relay import slot
+from outbox.relay.cdc import CdcEngine
+from outbox.relay.leader import Engine
+from outbox.relay.lease import Lease
+from outbox.relay.poll import PLANNING, PollEngine
+from outbox.relay.settings import RelaySettings
+
+
+@contextmanager
+def open_engine(dsn: str, lease: Lease, settings: RelaySettings, *, drain: bool = False) -> Iterator[Engine]:
+    """The engine for one term of a leader, on connections of its own.
+
+    ``drain``: for publishing what is there and no more, which takes one look at the tables whatever the engine; a
+    slot is left as it is. Without it the poll engine drops the slots an earlier cdc engine left.
+    """
+    with connected(dsn, **PLANNING) as connection:
+        if settings.engine == "poll" and not drain:
+            slot.drop_older(connection, settings.name, lease.epoch)
+        if settings.engine == "poll" or drain:
+            engine: Engine = PollEngine(connection, settings.prefix)
+        else:
+            engine = CdcEngine(dsn, connection, lease, settings)
+        try:
+            yield engine
+        finally:
+            engine.close()
