@@ -14,6 +14,7 @@
 ├── ``BrokerError``
 │   ├── ``BrokerUnavailable``    passing: try again later
 │   └── ``MessageRefused``       for good: this one message will never be taken
+├── ``NotParked``                nothing is parked there that could be tried again or discarded
 ├── ``Fenced``                   another process has taken over; this one must stop writing
 ├── ``StoreError``
 │   ├── ``StoreUnavailable``     passing: the store is down, slow or overloaded

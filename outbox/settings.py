@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from outbox.broker.settings import Client, Compression, KafkaSettings
+from outbox.broker.settings import MESSAGE_BYTES_MAX, Client, Compression, KafkaSettings
 from outbox.errors import SettingsError
 from outbox.relay.relay import RelaySettings
 
@@ -51,6 +51,8 @@ class Kafka(Section):
     partitions: int = Field(12, ge=1, le=10_000)
     replication: int = -1
     compression: Compression | None = None
+    max_message_bytes: int = Field(MESSAGE_BYTES_MAX, ge=1_000)
+    session_timeout_s: float = Field(10.0, gt=0)
     timeout_s: float = Field(30.0, gt=0)
     security: dict[str, Any] = {}
 

@@ -41,7 +41,10 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A stream that cannot go on; ``version`` is its first event that is not in the store."""
+    """A stream that cannot go on; ``version`` is its first event that is not in the store.
+
+    ``type`` is that event's if it is the one to blame, "" if the store refuses what the events come to.
+    """
 
     stream: str
     version: int

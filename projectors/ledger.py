@@ -67,7 +67,8 @@ class Generation:
 class DeadLetter:
     """A parked stream: ``version`` is its first event that is not applied.
 
-    Version 0: a message that is no event came under this key. It is written down and holds up nothing.
+    ``type`` is that event's, or "" if no single event is to blame: the store refuses a record. Version 0: a
+    message that is no event came under this key. It is written down and holds up nothing.
     """
 
     projector: str

@@ -13,6 +13,7 @@ from typing import Any, Final, LiteralString
 from outbox.database import Connection, connected
 from outbox.errors import InvalidEvent, RecordsRefused, SettingsError, VerificationFailed
 from projectors import ledger
+from projectors.dead_letters import dead_letter, dead_letters, discard_dead_letter
 from projectors.pulse import pulses
 from projectors.query.search import Search
 from projectors.rebuild import rebuild as build_anew
@@ -136,27 +137,14 @@ def rebuild(
     return asdict(done)
 
 
-def dead_letters(
-    side: ReadSide, *, projector: str | None = None, retry: bool = False, streams: Sequence[str] | None = None
-) -> list[dict[str, Any]]:
-    """The parked streams; with ``retry`` the projector is asked to try them again.
-
-    ``{"projector", "generation", "stream", "version", "type", "error", "attempts"}`` each. A running projector
-    tries again within a second; then the stream is gone from this list, or ``attempts`` has risen.
-    """
-    with connected(side.write.dsn) as connection:
-        if retry:
-            for name in _names(side, [projector] if projector else None):
-                ledger.ask_retry(connection, name, streams or None)
-        return [asdict(d) for d in ledger.dead_letters(connection, projector)]
-
-
 OPERATIONS: Final[Mapping[str, Callable[..., Any]]] = {
     "search": search,
     "status": status,
     "verify": verify,
     "rebuild": rebuild,
     "dead_letters": dead_letters,
+    "dead_letter": dead_letter,
+    "discard_dead_letter": discard_dead_letter,
 }
 
 

@@ -82,8 +82,9 @@ class Pipeline:
     def _park_if_stuck(self, one: Folded, reason: str | None) -> None:
         failure = one.failure
         if reason is not None and one.first is not None:
-            # Which of the batch's events made the refused record is not known: none of them counts as applied.
-            failure = Failure(one.stream, one.first.version, one.first.type, reason)
+            # Which of the batch's events made the refused record is not known: none of them counts as applied,
+            # and no type is named.
+            failure = Failure(one.stream, one.first.version, "", reason)
         if failure is None:
             return
         log.warning(

@@ -37,6 +37,7 @@ from projectors.record import Change
 from projectors.resilience import resilient
 from projectors.runner import Session, Stations
 from projectors.sinks.protocol import Sink
+from projectors.skipping import skipping
 
 log = structlog.get_logger("outbox.rebuild")
 
@@ -118,10 +119,11 @@ def build(
     started = time.monotonic()
     tell = progress or (lambda *_: None)
     generation = _begin(connection, plan, stations)
+    loading, _ = skipping(connection, plan)
     with ExitStack() as stack:
         sink = resilient(stack.enter_context(stations.sink()), plan.name, stations.resilience, stop)
         sink.prepare(generation.name)
-        streams, records = _Load(connection, plan, stations, sink, generation, tell).run(stop)
+        streams, records = _Load(connection, loading, stations, sink, generation, tell).run(stop)
     _check_stop(plan, generation.name, stop)
     try:
         with _CatchingUp(plan, stations, generation.name, stop) as catching_up:

@@ -31,6 +31,7 @@ from projectors.ledger import DeadLetter
 from projectors.pipeline import Pipeline, Plan
 from projectors.resilience import Pace, Resilience, resilient
 from projectors.sinks.protocol import Sink
+from projectors.skipping import skipping
 
 log = structlog.get_logger("outbox.projector")
 
@@ -77,16 +78,16 @@ class Session:
         stack: ExitStack,
         pace: Pace | None = None,
     ) -> None:
-        self._plan = plan
         self._stations = stations
         self._generation = generation
         self._registry = Deferring(stations.registry)
         self._log = opened(stack, stations.dsn)
         self._state = opened(stack, stations.dsn)
+        self._plan, self._skipping = skipping(self._state, plan)
         sink = resilient(stack.enter_context(stations.sink()), plan.name, stations.resilience, stop, pace)
         sink.prepare(generation)
-        self._folding = Folding(plan.projection, lambda below: read_below(self._log, below, self._registry))
-        self._pipeline = Pipeline(plan, sink, generation, self._folding, self._park)
+        self._folding = Folding(self._plan.projection, lambda below: read_below(self._log, below, self._registry))
+        self._pipeline = Pipeline(self._plan, sink, generation, self._folding, self._park)
         self._parked: set[str] = set()
         broker = stations.broker()
         stack.callback(broker.close)
@@ -166,6 +167,7 @@ class Session:
         assigned = self._consumer.assignment()
         if assigned - self._assigned:
             self._parked = ledger.parked(self._state, self._plan.name, self._generation)
+            self._skipping.load(self._state, self._plan.name)
         self._assigned = assigned
 
     def _apply(self, deliveries: Iterable[Delivery]) -> None:
@@ -191,6 +193,7 @@ class Session:
         return set()
 
     def _redrive(self, stream: str) -> None:
+        self._skipping.load(self._state, self._plan.name)
         self._folding.forget(stream)
         self._parked.discard(stream)
         events = read_stream(self._log, stream, self._registry)

@@ -33,6 +33,7 @@ from projectors.model import Modelled, model, model_of
 from projectors.pipeline import Plan, embedded, embedded_records
 from projectors.record import Change, Record, Stored, digest
 from projectors.sinks.protocol import Sink
+from projectors.skipping import skipping
 from projectors.wait import wait_for_generation
 
 Kind = Literal["missing", "stale", "extra", "different"]
@@ -118,7 +119,7 @@ class Verifier:
 
     def __init__(self, connection: Connection, plan: Plan, sink: Sink, generation: str, registry: Registry) -> None:
         self._connection = connection
-        self._plan = plan
+        self._plan, self._skipping = skipping(connection, plan)
         self._sink = sink
         self._generation = generation
         self._registry = registry
@@ -129,6 +130,7 @@ class Verifier:
         Memory is 16 bytes a record, and what the named differences take.
         """
         started = time.monotonic()
+        self._skipping.load(self._connection, self._plan.name)
         records, suspects = self._suspects(progress)
         found = list(self._settled(suspects)) if suspects else []
         parked = ledger.parked(self._connection, self._plan.name, self._generation)

@@ -1,4 +1,4 @@
-"""The write side's commands: migrate, append, events, ingest, relay, schemas.
+"""The write side's commands: migrate, append, events, ingest, relay, schemas; parked has a file of its own.
 
 Imports stand inside the functions: ``outbox --help`` must not load drivers.
 """
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from outbox.cli.context import Json, print_json
+from outbox.cli.parked import parked
 from outbox.errors import InvalidEvent
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def register(app: typer.Typer) -> None:
     """Add these commands."""
     for command in (migrate, append, events, ingest, relay, schemas):
         app.command()(command)
+    app.add_typer(parked)
 
 
 def migrate(context: typer.Context, json: Json = False) -> None:

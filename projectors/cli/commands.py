@@ -1,4 +1,4 @@
-"""The read side's commands: up, project, search, status, verify, rebuild, dead-letters, demo.
+"""The read side's commands: up, project, search, status, verify, rebuild, demo; dead-letters has a file of its own.
 
 Imports stand inside the functions: ``outbox --help`` must not load drivers. What ``--json`` prints is what the
 functions of :mod:`projectors.operations` return, and is written down there.
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from outbox.cli.commands import serve_metrics, until_stopped
 from outbox.cli.context import Json, print_json
 from outbox.errors import OutboxError, SettingsError
+from projectors.cli.asking import ask
+from projectors.cli.dead_letters import dead_letters
 
 
 def register(app: typer.Typer) -> None:
@@ -26,11 +28,11 @@ def register(app: typer.Typer) -> None:
         "status": status,
         "verify": verify,
         "rebuild": rebuild,
-        "dead-letters": dead_letters,
         "demo": demo,
     }
     for name, command in commands.items():
         app.command(name)(command)
+    app.add_typer(dead_letters)
 
 
 def up(
@@ -93,7 +95,7 @@ def search(
 
     if direction not in {"out", "in", "both"}:
         raise SettingsError(f"--direction is {direction!r}: out, in or both")
-    answers = _run(
+    answers = ask(
         context,
         "search",
         text=text,
@@ -112,7 +114,7 @@ def status(context: typer.Context, json: Json = False) -> None:
     """Lag and health per projector, whether each store answers now, parked streams, dead letters."""
     from projectors.cli.show import show_status
 
-    found = _run(context, "status")
+    found = ask(context, "status")
     print_json(found) if json else show_status(found)
 
 
@@ -127,7 +129,7 @@ def verify(
     from projectors.cli.show import show_verify
 
     with progress("records", quiet=json) as tell:
-        reports = _run(context, "verify", tell=tell, projectors=projectors, repair=repair)
+        reports = ask(context, "verify", tell=tell, projectors=projectors, repair=repair)
     print_json(reports) if json else show_verify(reports)
     if any(r["differences"] for r in reports):
         raise typer.Exit(1)
@@ -144,27 +146,13 @@ def rebuild(
     from outbox.cli.progress import progress
 
     with progress("records", quiet=json) as tell:
-        done = _run(context, "rebuild", tell=tell, projector=projector, check=check, rollback=rollback)
+        done = ask(context, "rebuild", tell=tell, projector=projector, check=check, rollback=rollback)
     if json:
         print_json(done)
     elif rollback:
         typer.echo(f"{projector}: {done['generation']} serves again")
     else:
         typer.echo(f"{projector}: {done['generation']} serves, {done['records']} records in {done['seconds']:.1f} s")
-
-
-def dead_letters(
-    context: typer.Context,
-    projector: Annotated[str | None, typer.Argument(help="Only this projector's.")] = None,
-    retry: Annotated[bool, typer.Option(help="Ask for them to be tried again, in order.")] = False,
-    stream: Annotated[list[str] | None, typer.Option(help="retry: only these streams.")] = None,
-    json: Json = False,
-) -> None:
-    """List the streams that are parked, and why; or try them again."""
-    from projectors.cli.show import show_dead_letters
-
-    letters = _run(context, "dead_letters", projector=projector, retry=retry, streams=stream)
-    print_json(letters) if json else show_dead_letters(letters)
 
 
 def demo(
@@ -177,21 +165,3 @@ def demo(
 
     if run(context.obj.settings(), path or [], as_json=json):
         raise typer.Exit(1)
-
-
-def _run(context: typer.Context, operation: str, tell: Any = None, **arguments: Any) -> Any:
-    """The operation in the process that holds the embedded stores, or here."""
-    from projectors import control
-    from projectors.operations import OPERATIONS
-    from projectors.wiring import open_read_side
-
-    settings = context.obj.settings()
-    if settings.mode == "embedded":
-        done, result = control.call(settings.data_dir, operation, arguments)
-        if done:
-            return result
-        if not (settings.data_dir / "postgres").exists():
-            raise OutboxError(f"nothing is in {settings.data_dir} yet: start with `outbox up`, `ingest` or `demo`")
-    with open_read_side(settings) as side:
-        extra = {"tell": tell} if tell is not None else {}
-        return OPERATIONS[operation](side, **arguments, **extra)

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from rich.console import Console
 from rich.markup import escape
+from rich.pretty import Pretty
 from rich.table import Table
 
 SNIPPET_LENGTH: Final = 100
@@ -86,6 +87,20 @@ def show_dead_letters(letters: Sequence[Mapping[str, Any]]) -> None:
             d["projector"], escape(d["stream"]), str(d["version"]), d["type"], str(d["attempts"]), escape(d["error"])
         )
     Console().print(table)
+
+
+def show_dead_letter(letter: Mapping[str, Any]) -> None:
+    """One parked stream, whole."""
+    out = Console()
+    version = f"@{letter['version']}" if letter["version"] else ""
+    out.print(f"[bold]{escape(letter['stream'])}{version}[/] in {letter['projector']} ({letter['generation']})")
+    out.print(f"  [red]{escape(letter['error'])}[/]")
+    out.print(f"  tried {letter['attempts']} time(s); {letter['waiting']} event(s) wait behind")
+    if (event := letter["event"]) is None:
+        out.print("  a message that is no event came under this key")
+        return
+    out.print(f"  event {event['id']}, {event['type']}, position {event['position']}, {event['at']}")
+    out.print("  its data cannot be read" if event["data"] is None else Pretty(event["data"], max_length=40))
 
 
 def _path(path: Mapping[str, Any]) -> str:

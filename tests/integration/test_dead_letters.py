@@ -9,8 +9,9 @@ import pytest
 
 from outbox.broker.protocol import Message
 from outbox.codec import Registry
+from outbox.errors import NotParked
 from outbox.event import NewEvent
-from projectors import ledger
+from projectors import ledger, operations
 from tests.integration.reading import (
     Stage,
     assert_equal_to_model,
@@ -156,3 +157,67 @@ def test_a_stream_parked_and_unparked_by_one_member_is_followed_by_the_other(sta
             stage.append(f"thing-{n}", put(c=n))
         stage.wait_all()
     assert_equal_to_model(stage)
+
+
+def test_a_discarded_event_is_passed_over_by_projecting_rebuilding_and_verifying(stage: Stage) -> None:
+    with stage.running():
+        stage.append("thing-1", put(a=1), bad(), put(b=1), bad(), put(c=1))
+        stage.append("thing-2", put(a=1))
+        stage.wait_all()
+        done = operations.discard_dead_letter(stage.side, projector="rows", stream="thing-1")
+        assert done["skipped"] == [2]
+        until(lambda: [d.version for d in stage.letters()] == [4], "the next bad one parks it")
+        assert set(stage.held()) == {"thing-1#a", "thing-1#b", "thing-2#a"}
+        operations.discard_dead_letter(stage.side, projector="rows", stream="thing-1")
+        until(lambda: stage.letters() == [], "it goes on")
+        stage.append("thing-1", put(d=1))
+        stage.wait_all()
+        whole = {"thing-1#a", "thing-1#b", "thing-1#c", "thing-1#d", "thing-2#a"}
+        assert set(stage.held()) == whole
+        assert stage.verify().clean
+        assert operations.rebuild(stage.side, projector="rows")["generation"] == "g2"
+        assert set(stage.held()) == whole
+        assert stage.letters() == []
+
+
+def test_a_discarded_event_stays_passed_over_after_a_restart(stage: Stage) -> None:
+    with stage.running():
+        stage.append("thing-1", put(a=1), bad())
+        stage.wait_all()
+        operations.discard_dead_letter(stage.side, projector="rows", stream="thing-1")
+        until(lambda: stage.letters() == [], "it goes on")
+    with stage.running():
+        stage.append("thing-1", put(b=1))
+        stage.wait_all()
+    assert set(stage.held()) == {"thing-1#a", "thing-1#b"}
+    assert stage.letters() == []
+
+
+def test_what_no_single_event_causes_cannot_be_discarded(stage: Stage) -> None:
+    with stage.running():
+        stage.append("thing-1", put(odd=1))
+        stage.wait_all()
+        with pytest.raises(NotParked, match="the store refuses"):
+            operations.discard_dead_letter(stage.side, projector="rows", stream="thing-1")
+        assert len(stage.letters()) == 1
+    with pytest.raises(NotParked, match="thing-2"):
+        operations.discard_dead_letter(stage.side, projector="rows", stream="thing-2")
+
+
+def test_a_stray_message_is_forgotten_when_discarded(stage: Stage) -> None:
+    with stage.running():
+        stage.append("thing-1", put(a=1))
+        stage.wait_all()
+        ledger.note_stray(stage.connection, "rows", stage.serving(), "thing-1", "no event")
+        assert operations.discard_dead_letter(stage.side, projector="rows", stream="thing-1")["skipped"] == []
+        assert stage.letters() == []
+
+
+def test_a_dead_letter_shows_its_event_and_what_waits_behind(stage: Stage) -> None:
+    with stage.running():
+        stage.append("thing-1", put(a=1), bad(), put(b=1), put(c=1))
+        stage.wait_all()
+    (letter,) = operations.dead_letter(stage.side, projector="rows", stream="thing-1")
+    assert (letter["version"], letter["waiting"]) == (2, 2)
+    assert letter["event"]["type"] == "entity.patched"
+    assert letter["event"]["data"]["properties"] == {"!": 1}

@@ -26,7 +26,10 @@ from outbox.cli.progress import progress
 from outbox.errors import InvalidEvent, SettingsError, StoreUnavailable
 from outbox.logs import configure_logging, quiet_unless_configured
 
-COMMANDS = "append backup dead-letters demo events ingest migrate project rebuild relay restore schemas search status up verify"
+COMMANDS = (
+    "append backup dead-letters demo events ingest migrate parked project rebuild relay restore schemas search status"
+    " up verify"
+)
 DRIVERS = ["chromadb", "neo4j", "elasticsearch", "confluent_kafka", "kafka", "ladybug", "tantivy"]
 
 
@@ -49,7 +52,9 @@ def test_the_help_lists_every_command_of_both_sides() -> None:
 
 def test_building_twice_registers_each_command_once() -> None:
     assert cli.build() is cli.build()
-    names = [c.name or c.callback.__name__ for c in cli.build().registered_commands if c.callback]
+    built = cli.build()
+    names = [c.name or c.callback.__name__ for c in built.registered_commands if c.callback]
+    names += [str(g.typer_instance.info.name) for g in built.registered_groups if g.typer_instance]
     assert sorted(names) == sorted(COMMANDS.split())
 
 

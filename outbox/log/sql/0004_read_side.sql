@@ -42,6 +42,17 @@ CREATE TABLE IF NOT EXISTS outbox.dead_letter (
     FOREIGN KEY (projector, generation) REFERENCES outbox.generation ON DELETE CASCADE
 );
 
+-- Events that an operator has given up for one projector: its folds pass over them, in every generation.
+CREATE TABLE IF NOT EXISTS outbox.skipped (
+    projector  text        NOT NULL,
+    stream     text        COLLATE "C" NOT NULL,
+    version    bigint      NOT NULL,
+    type       text        NOT NULL,
+    error      text        NOT NULL,    -- why it was parked
+    at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (projector, stream, version)
+);
+
 -- A projector says that it is alive and how its store fares.
 CREATE TABLE IF NOT EXISTS outbox.projector (
     projector  text        PRIMARY KEY,

@@ -1,0 +1,75 @@
+"""Events that an operator has given up for one projector: its fold passes over them, everywhere and for good.
+
+``outbox dead-letters discard`` writes such an event down in ``outbox.skipped``. Projecting, rebuilding and
+verifying all fold through :class:`Skipping`, so the store stays a pure function of two things that are kept:
+the log and this list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from outbox.database import Connection
+from outbox.event import Event
+from projectors.pipeline import Plan
+from projectors.projection import Projection
+from projectors.record import Record
+
+_LOAD: Final = "SELECT stream, version FROM outbox.skipped WHERE projector = %s"
+# What no event of the log caused to fail (a message that is no event, a record the store refuses) cannot be skipped.
+_SKIP: Final = """
+WITH letter AS (
+    UPDATE outbox.dead_letter SET retry = true
+    WHERE projector = %(projector)s AND stream = %(stream)s AND version > 0 AND type <> ''
+    RETURNING projector, stream, version, type, error
+)
+INSERT INTO outbox.skipped (projector, stream, version, type, error)
+SELECT DISTINCT ON (version) projector, stream, version, type, error FROM letter
+ON CONFLICT DO NOTHING RETURNING version
+"""
+_FORGET_STRAY: Final = "DELETE FROM outbox.dead_letter WHERE projector = %s AND stream = %s AND version = 0"
+
+
+@dataclass(slots=True)
+class Skipping:
+    """A projection without the events that are skipped. Everything else is the projection's own."""
+
+    projection: Projection
+    skipped: frozenset[tuple[str, int]] = frozenset()
+
+    @property
+    def categories(self) -> Sequence[str]:
+        return self.projection.categories
+
+    def fold(self, state: Any, event: Event) -> Any:
+        if (event.stream, event.version) in self.skipped:
+            return state
+        return self.projection.fold(state, event)
+
+    def records(self, stream: str, state: Any) -> Iterable[Record]:
+        return self.projection.records(stream, state)
+
+    def load(self, connection: Connection, projector: str) -> None:
+        """Take up what is skipped as of now."""
+        self.skipped = frozenset(connection.execute(_LOAD, [projector]).fetchall())
+
+
+def skipping(connection: Connection, plan: Plan) -> tuple[Plan, Skipping]:
+    """The plan with the events left out that are skipped as of now, and what to call ``load`` of later."""
+    projection = Skipping(plan.projection)
+    projection.load(connection, plan.name)
+    return replace(plan, projection=projection), projection
+
+
+def skip(connection: Connection, projector: str, stream: str) -> Sequence[int]:
+    """Give up the event that parks the stream, and have the projector try the rest again.
+
+    Returns the version given up, in the unlikely case of generations that differ there more than one; nothing if
+    the stream is not parked by an event. A message that was no event is only forgotten.
+    """
+    with connection.transaction():
+        connection.execute(_FORGET_STRAY, [projector, stream])
+        rows = connection.execute(_SKIP, {"projector": projector, "stream": stream})
+        return [version for (version,) in rows]
