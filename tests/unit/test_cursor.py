@@ -1,6 +1,8 @@
 """Snapshots and cursors as text and numbers."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from outbox.relay.cursor import BEGINNING, Cursor, Snapshot
 
@@ -27,3 +29,33 @@ def test_a_window_is_open_until_its_ends_meet():
 
 def test_the_beginning_is_before_every_transaction():
     assert (BEGINNING.xmin, BEGINNING.xmax, BEGINNING.in_progress) == (3, 3, [])
+
+
+SNAPSHOTS = st.builds(
+    lambda waiting, beyond: Snapshot.of(max(waiting, default=3) + beyond, waiting),
+    st.sets(st.integers(3, 60), max_size=12),
+    st.integers(1, 20),
+)
+
+
+@given(SNAPSHOTS, SNAPSHOTS)
+def test_a_union_sees_what_either_sees_and_nothing_else(one, other):
+    union = one.union(other)
+    for xid in range(3, 100):
+        assert union.sees(xid) == (one.sees(xid) or other.sees(xid))
+
+
+@given(SNAPSHOTS, st.sets(st.integers(3, 90), max_size=20))
+def test_including_adds_these_transactions_and_no_others(snapshot, xids):
+    including = snapshot.including(xids, most=1_000)
+    for xid in range(3, 100):
+        assert including.sees(xid) == (snapshot.sees(xid) or xid in xids)
+
+
+@given(SNAPSHOTS, st.sets(st.integers(3, 90), max_size=20), st.integers(0, 30))
+def test_including_never_lists_more_than_it_may_nor_sees_too_much(snapshot, xids, most):
+    including = snapshot.including(xids, most)
+    assert len(including.in_progress) <= max(most, len(snapshot.in_progress))
+    for xid in range(3, 100):
+        assert including.sees(xid) <= (snapshot.sees(xid) or xid in xids)
+        assert including.sees(xid) >= snapshot.sees(xid)
