@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DATA   ?= .outbox
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types unit bench lock clean
+.PHONY: help run test lint types unit faults bench lock clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,9 @@ types: $(VENV)/.dev  ## mypy, strict
 
 unit: $(VENV)/.dev  ## the tests that need no server
 	@$(BIN)/python -m pytest tests/unit
+
+faults: $(VENV)/.dev  ## the fault matrix, into docs/guarantees.md (RUNS=40 of each, or MINUTES=60)
+	@$(BIN)/python -m tests.faults $(if $(RUNS),--runs $(RUNS)) $(if $(MINUTES),--minutes $(MINUTES))
 
 lock: $(VENV)/.uv  ## resolve the dependencies anew
 	@$(LOCK) --extra embedded -o requirements.lock

@@ -1,0 +1,110 @@
+"""``python -m tests.faults``: the fault matrix, and the table it is published in. ``make faults`` runs it."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import tests.faults.cases  # noqa: F401 - registers the faults
+from tests.faults.faults import FAULTS, NOT_YET
+from tests.faults.matrix import Budget, run_all, try_mutants
+from tests.faults.mutants import MUTANTS
+from tests.faults.results import MutantResult, save, summed
+from tests.faults.run import Outcome, Plan
+from tests.faults.servers import Servers, running
+
+RUNS = 40
+RUNS_MAX = 100_000
+"""When the time is the bound."""
+
+
+def main() -> int:
+    asked = _arguments()
+    console = Console(stderr=True)
+    if asked.list:
+        console.print("\n".join([*FAULTS, "", "not yet:", *NOT_YET, "", "mutants:", *MUTANTS]))
+        return 0
+    plans = [plan for name, plan in FAULTS.items() if not asked.fault or any(part in name for part in asked.fault)]
+    names = [name for name in MUTANTS if not asked.mutant or any(part in name for part in asked.mutant)]
+    whole = not asked.fault and not asked.mutant and asked.seed is None
+    runs = asked.runs or (RUNS if asked.minutes is None else RUNS_MAX)
+    budget = Budget(1 if asked.seed is not None else runs, asked.minutes, asked.seed or 1, asked.lanes)
+    began = time.monotonic()
+    with running() as servers:
+        mutants = [] if asked.fault else _mutants(names, servers, budget.seed, console)
+        outcomes = [] if asked.mutant else _faults(plans, servers, budget, console)
+    if whole:
+        _save(plans, outcomes, mutants, budget, time.monotonic() - began)
+    return int(any(o.violations or o.error for o in outcomes) or not all(m.caught for m in mutants))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m tests.faults", description=__doc__)
+    parser.add_argument("--runs", type=int, help=f"runs of each fault (default {RUNS}, or as the time allows)")
+    parser.add_argument("--minutes", type=float, help="begin no run after so many minutes")
+    parser.add_argument("--lanes", type=int, default=2, help="runs at the same time, where they do not disturb others")
+    parser.add_argument("--fault", action="append", help="only faults with this in their name; may be repeated")
+    parser.add_argument("--mutant", action="append", help="only mutants with this in their name; no faults")
+    parser.add_argument("--seed", type=int, help="one run with this seed: replays a failure")
+    parser.add_argument("--list", action="store_true", help="name the faults and mutants")
+    return parser.parse_args()
+
+
+def _faults(plans: Sequence[Plan], servers: Servers, budget: Budget, console: Console) -> list[Outcome]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("runs", total=len(plans) * budget.runs)
+
+        def tell(outcome: Outcome) -> None:
+            progress.advance(task)
+            progress.update(task, description=f"{outcome.fault} #{outcome.seed} {outcome.took_s:.1f} s")
+            if outcome.violations or outcome.error:
+                progress.console.print(_told(outcome), markup=False)
+
+        return run_all(plans, servers, budget, tell)
+
+
+def _told(outcome: Outcome) -> str:
+    said = [f"  {violation}" for violation in outcome.violations] + ([f"  {outcome.error}"] if outcome.error else [])
+    kind = "VIOLATION" if outcome.violations else "the harness failed"
+    again = f"  replay: python -m tests.faults --fault '{outcome.fault}' --seed {outcome.seed}"
+    return "\n".join([f"{kind}: {outcome.fault} #{outcome.seed}", *said, again])
+
+
+def _mutants(names: Sequence[str], servers: Servers, seed: int, console: Console) -> list[MutantResult]:
+    found = []
+    for result in try_mutants(names, FAULTS, servers, seed):
+        console.print(
+            f"without {result.mutant}: {'caught, ' if result.caught else 'NOT CAUGHT '}{result.by}", markup=False
+        )
+        found.append(result)
+    return found
+
+
+def _save(
+    plans: Sequence[Plan], outcomes: Sequence[Outcome], mutants: Sequence[MutantResult], budget: Budget, took_s: float
+) -> None:
+    by_fault: dict[str, list[Outcome]] = defaultdict(list)
+    for outcome in outcomes:
+        by_fault[outcome.fault].append(outcome)
+    most = max((o.seed for o in outcomes), default=budget.seed)
+    about = {
+        "when": datetime.date.today().isoformat(),
+        "minutes": round(took_s / 60),
+        "cpus": os.cpu_count(),
+        "seeds": f"{budget.seed} to {most}",
+        "harness_errors": sum(o.error is not None for o in outcomes),
+    }
+    save([summed(plan.name, by_fault[plan.name]) for plan in plans], mutants, about)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

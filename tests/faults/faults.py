@@ -1,0 +1,30 @@
+"""The registry of faults: one small function each, in the files of ``tests/faults/cases``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.faults.run import Fault, Plan
+
+FAULTS: dict[str, Plan] = {}
+
+NOT_YET = (
+    "topic deleted",
+    "topic truncated",
+    "topic re-created",
+    "replication slot lost",
+    "PostgreSQL restored to an earlier moment",
+    "Chroma: a zombie between its read of the versions and its write",
+)
+"""Promised for later: the product does not handle them, so there is nothing to run."""
+
+
+def fault(name: str, **needs: Any) -> Callable[[Fault], Fault]:
+    """Register a fault. ``needs`` are the fields of :class:`~tests.faults.run.Plan`."""
+
+    def register(inject: Fault) -> Fault:
+        FAULTS[name] = Plan(name, inject, **needs)
+        return inject
+
+    return register

@@ -1,0 +1,85 @@
+"""Many runs: every fault again and again with other seeds, until the number or the time is reached."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from tests.faults.mutants import MUTANTS, Mutant
+from tests.faults.results import MutantResult
+from tests.faults.run import Outcome, Plan, perform
+from tests.faults.servers import Servers
+
+MUTANT_BOUND_S = 8.0
+"""A run whose guard is gone need not be waited for as long as one that is to recover."""
+
+Tell = Callable[[Outcome], None]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """``runs`` of each fault at most, and no new run after ``minutes``. Runs begin with seed ``seed``."""
+
+    runs: int
+    minutes: float | None = None
+    seed: int = 1
+    lanes: int = 2
+    """Runs at the same time, of faults that hurt only what is their own."""
+
+
+def run_all(plans: Sequence[Plan], servers: Servers, budget: Budget, tell: Tell) -> list[Outcome]:
+    """Every plan ``budget.runs`` times, round by round, so that a time that is over leaves all with as many."""
+    until = time.monotonic() + budget.minutes * 60 if budget.minutes else None
+    outcomes: list[Outcome] = []
+    for number in range(budget.runs):
+        for outcome in _round(plans, servers, budget.seed + number, budget.lanes, until):
+            outcomes.append(outcome)
+            tell(outcome)
+    return outcomes
+
+
+def _round(plans: Sequence[Plan], servers: Servers, seed: int, lanes: int, until: float | None) -> Iterator[Outcome]:
+    """One run of each. Those that hurt servers of all come last, one by one."""
+    together = [plan for plan in plans if not plan.alone]
+    lock, queue = threading.Lock(), iter(together)
+
+    def lane(_: int) -> list[Outcome]:
+        done = []
+        while (plan := _next(queue, lock)) is not None and not _over(until):
+            done.append(perform(plan, servers, seed))
+        return done
+
+    with ThreadPoolExecutor(lanes) as pool:
+        yield from itertools.chain.from_iterable(pool.map(lane, range(lanes)))
+    for plan in plans:
+        if plan.alone and not _over(until):
+            yield perform(plan, servers, seed)
+
+
+def _next(queue: Iterator[Plan], lock: threading.Lock) -> Plan | None:
+    with lock:
+        return next(queue, None)
+
+
+def _over(until: float | None) -> bool:
+    return until is not None and time.monotonic() > until
+
+
+def try_mutants(names: Sequence[str], plans: dict[str, Plan], servers: Servers, seed: int) -> Iterator[MutantResult]:
+    """Each guard taken away under the fault that it is there for."""
+    for name in names:
+        yield _tried(MUTANTS[name], plans[MUTANTS[name].caught_by], servers, seed)
+
+
+def _tried(mutant: Mutant, plan: Plan, servers: Servers, seed: int) -> MutantResult:
+    short = replace(plan, bound_s=min(plan.bound_s, MUTANT_BOUND_S))
+    for number in range(mutant.attempts):
+        outcome = perform(short, servers, seed + number, mutant.name)
+        told = [v for v in outcome.violations if v.invariant != "I6"]
+        if told:
+            return MutantResult(mutant.name, True, plan.name, str(told[0]))
+    return MutantResult(mutant.name, False, plan.name, outcome.error or "")

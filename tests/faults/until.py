@@ -1,0 +1,26 @@
+"""Waiting on conditions, with a bound."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+LOOK_S = 0.02
+
+
+class TooLong(Exception):
+    """A condition did not come true in time."""
+
+
+def until(condition: Callable[[], T], what: str, timeout_s: float = 30.0, look_s: float = LOOK_S) -> T:
+    """What ``condition`` gives once that is true. Raises :class:`TooLong`, naming ``what``."""
+    deadline, pause = time.monotonic() + timeout_s, threading.Event()
+    while not (result := condition()):
+        if time.monotonic() > deadline:
+            raise TooLong(f"waited {timeout_s:.0f} s in vain: {what}")
+        pause.wait(look_s)
+    return result
