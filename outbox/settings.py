@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from outbox.broker.settings import MESSAGE_BYTES_MAX, Client, Compression, KafkaSettings
 from outbox.errors import SettingsError
 from outbox.relay.relay import RelaySettings
+from outbox.relay.settings import EngineName
 
 FILE: Final = "outbox.toml"
 ENVIRONMENT: Final = "OUTBOX_"
@@ -61,6 +62,8 @@ class Relaying(Section):
     """See :class:`outbox.relay.relay.RelaySettings`."""
 
     name: str = "relay"
+    engine: EngineName = "poll"
+    slot_wal_warn_bytes: int = Field(1 << 30, ge=1 << 20)
     lease_s: float = Field(3.0, gt=0.1)
     page_max: int = Field(10_000, ge=200)
     sleep_max_s: float = Field(0.05, gt=0)
@@ -130,6 +133,8 @@ class Settings(BaseSettings):
         return RelaySettings(
             name=relay.name,
             prefix=self.prefix,
+            engine=relay.engine,
+            slot_wal_warn_bytes=relay.slot_wal_warn_bytes,
             lease_s=relay.lease_s,
             page_max=relay.page_max,
             sleep_max_s=relay.sleep_max_s,
