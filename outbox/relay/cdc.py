@@ -223,7 +223,8 @@ class CdcEngine:
             message = receive()
             if message is None:
                 self._more = False
-                self._reached(batch)
+                # What the server calls reached it has sent whole: a commit is sent before its record counts as read.
+                batch.lsn = max(batch.lsn, self._replication.reached)
                 return batch
             taken_bytes += len(message)
             committed = feed(decode(message), len(message))
@@ -232,15 +233,8 @@ class CdcEngine:
         self._more = True
         return batch
 
-    def _reached(self, batch: _Batch) -> None:
-        """Nothing waits to be read: the stream stands where the server says, unless in the midst of a transaction."""
-        if not self._assembly.open and self._whole is None:
-            batch.lsn = max(batch.lsn, self._replication.reached)
-
     def _take(self, batch: _Batch, committed: Committed, cursor: Cursor) -> None:
         xid, rows = committed.xid, committed.rows
-        if committed.lsn <= cursor.lsn:
-            return
         if xid is None or cursor.a.sees(xid):
             batch.lsn = committed.lsn
         elif rows is None:

@@ -56,8 +56,6 @@ class Assembly:
         self._tables: dict[int, tuple[Relation, bool, _Pick]] = {}
         self._streamed: dict[int, int | None] = {}
         self._block = 0
-        self.open = False
-        """Whether a transaction has begun to come and has not ended."""
         self._xid: int | None = None
         self._rows: list[_Listed] = []
         self._events: dict[int, tuple[Any, ...]] = {}
@@ -75,7 +73,6 @@ class Assembly:
     def _framing(self, message: Decoded) -> Committed | None:
         if isinstance(message, Begin):
             self._clear()
-            self.open = True
         elif isinstance(message, StreamStart):
             self._block = message.xid
             self._streamed.setdefault(message.xid, None)
@@ -110,7 +107,7 @@ class Assembly:
             self._rows.append((_number(seq), None if position is None else _number(position), plain))
 
     def _commit(self, lsn: int) -> Committed:
-        xid, self.open = self._xid, False
+        xid = self._xid
         if xid is None:
             return Committed(lsn)
         self._rows.sort(key=itemgetter(0))  # COPY may write the ring's parts one after another
