@@ -48,6 +48,8 @@ lags until :class:`_Mark` lets it catch up: ``lsn`` still passes it, and a switc
 MARK_EVERY_S: Final = 1.0
 """How often an idle engine moves ``a`` on."""
 WATCH_EVERY_S: Final = 5.0
+MAKE_AGAIN_S: Final = 10.0
+"""Pause before asking for a slot again when the server has no more of them."""
 HELD_S: Final = 0.001
 """Pause before asking again whether a commit that is in the log is visible: mostly it is by then."""
 
@@ -91,6 +93,7 @@ class CdcEngine:
         self._slot: str | None = None
         """The slot that is streamed from, or being made."""
         self._making = self._streaming = False
+        self._make_again_at: float | None = None
         self._given: Page | None = None
         self._seen: tuple[NewSlot, Snapshot] | None = None
         self._held: _Batch | None = None
@@ -180,13 +183,25 @@ class CdcEngine:
            A crash before that is written leaves a slot no cursor names; after it, the window is published first.
         3. The window is published, as any. What was polled meanwhile and the slot gives too is passed by.
         """
-        if self._seen is None and (made := self._replication.made()) is not None:
+        if self._seen is None and (made := self._made()) is not None:
             self._seen = made, self._imported(made.snapshot)
         if self._seen is None or not self._covered(self._seen[1]):
             return self._poll.read(cursor, limit)
         (made, seen), self._seen, self._making = self._seen, None, False
         window = Cursor(cursor.b, cursor.b.union(seen), 0, made.name, made.lsn)
         return Page([], window, settle=True)
+
+    def _made(self) -> NewSlot | None:
+        """The slot once it is made. While the server has none to give, polling goes on, and it is asked again."""
+        if self._make_again_at is not None and time.monotonic() > self._make_again_at:
+            self._make_again_at = None
+            self._make()
+        try:
+            return self._replication.made()
+        except psycopg.errors.ConfigurationLimitExceeded as error:
+            log.warning("no slot can be made; polling on", reason=first_line(error), again_in_s=MAKE_AGAIN_S)
+            self._make_again_at = time.monotonic() + MAKE_AGAIN_S
+            return None
 
     def _imported(self, exported: str) -> Snapshot:
         """The snapshot that another connection has exported."""

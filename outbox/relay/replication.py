@@ -85,10 +85,13 @@ class Replication:
 
     def made(self) -> NewSlot | None:
         """The new slot, or None while it is being made. Raises what the server refused it with."""
-        self._pg.consume_input()
-        if self._making is None or self._pg.is_busy():
+        if self._making is None:
             return None
-        result, self._making = self._result(), None
+        self._pg.consume_input()
+        if self._pg.is_busy():
+            return None
+        self._making = None
+        result = self._result()
         name, lsn, snapshot = (result.get_value(0, column) or b"" for column in range(3))
         return NewSlot(name.decode(), lsn_number(lsn.decode()), snapshot.decode())
 

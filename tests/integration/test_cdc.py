@@ -10,9 +10,11 @@ from dataclasses import replace
 import psycopg
 import pytest
 
+from deploy.local.local import Local
 from outbox.database import connected
 from outbox.errors import BrokerUnavailable, DatabaseError, Fenced, SettingsError
 from outbox.log.append import append, send
+from outbox.log.migrate import migrate
 from outbox.relay import slot as slotting
 from outbox.relay.cursor import Snapshot
 from outbox.relay.relay import Relay
@@ -422,7 +424,7 @@ def commits_wait(producer, dsn):
 
 
 @contextmanager
-def waiting_commit(dsn, stream):
+def waiting_commit(dsn, stream, release):
     """A session whose append waits in its commit."""
     with psycopg.connect(dsn, autocommit=True) as session:
         session.execute("SET synchronous_commit = on")
@@ -434,13 +436,14 @@ def waiting_commit(dsn, stream):
                 until(lambda: looking.execute(query, [session.info.backend_pid]).fetchone())
             yield
         finally:
+            release()
             thread.join(20)
 
 
 def test_nothing_is_published_before_other_sessions_see_it(dsn, producer, recorder):
     with commits_wait(producer, dsn) as release, leading(dsn, recorder, CDC) as leader:
         streaming(leader)
-        with waiting_commit(dsn, "order-1"):
+        with waiting_commit(dsn, "order-1", release):
             step_until(leader, lambda: leader._engine._held is not None)
             for _ in range(20):
                 leader.step()
@@ -465,7 +468,7 @@ def test_a_commit_a_new_slot_does_not_give_is_waited_for_until_it_is_visible(dsn
             second.execute("SELECT pg_current_xact_id()")
             first.commit()
             waited_for(leader, second)
-            with waiting_commit(dsn, "order-1"):
+            with waiting_commit(dsn, "order-1", release):
                 second.commit()
                 step_until(leader, lambda: leader._engine._seen is not None)
                 for _ in range(20):
@@ -666,11 +669,43 @@ def test_a_backlog_among_many_foreign_transactions_keeps_the_cursor_small_and_lo
 # ------------------------------------------------- refusals and warnings
 
 
-def test_a_server_that_does_not_write_its_log_logically_is_told_in_one_line(dsn, monkeypatch):
-    monkeypatch.setattr(slotting, "_ABLE", "SELECT 'replica', %s <> ''")  # one server serves all tests
-    with pytest.raises(SettingsError, match="wal_level = replica: set wal_level = logical"):
-        with leading(dsn, Recorder(), CDC):
-            pass
+def test_a_server_that_does_not_write_its_log_logically_is_told_in_one_line_and_can_be_polled():
+    with Local(settings={"postgres": {"wal_level": "replica", "fsync": "off"}}) as local:
+        (server,) = local.start("postgres")
+        with connected(server.address) as connection:
+            migrate(connection)
+            append(connection, "order-1", event())
+        with pytest.raises(SettingsError, match="wal_level = replica: set wal_level = logical"):
+            with leading(server.address, Recorder(), CDC):
+                pass
+        recorder = Recorder()
+        with leading(server.address, recorder, POLL) as leader:
+            drain(leader)
+        assert recorder.versions("order-1") == [1]
+
+
+def test_while_the_server_has_no_slot_to_give_the_relay_polls_and_asks_again(dsn, producer, recorder, monkeypatch):
+    monkeypatch.setattr("outbox.relay.cdc.MAKE_AGAIN_S", 0.05)
+    taken = []
+    try:
+        with pytest.raises(psycopg.errors.ConfigurationLimitExceeded):
+            for n in range(1_000):
+                name = f"{producer.info.dbname}_{n}"
+                producer.execute("SELECT pg_create_physical_replication_slot(%s)", [name])
+                taken.append(name)
+        with leading(dsn, recorder, CDC) as leader:
+            for n in range(10):
+                append(producer, "order-1", event())
+                published(leader, recorder, n + 1)
+            assert not leader._engine._streaming
+            producer.execute("SELECT pg_drop_replication_slot(%s)", [taken.pop()])
+            streaming(leader)
+            append(producer, "order-1", event())
+            published(leader, recorder, 11)
+    finally:
+        for name in taken:
+            producer.execute("SELECT pg_drop_replication_slot(%s)", [name])
+    assert recorder.versions("order-1") == list(range(1, 12))
 
 
 def test_a_role_that_may_not_replicate_is_told_what_to_do(dsn, producer):
