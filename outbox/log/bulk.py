@@ -120,6 +120,7 @@ def _write(cursor: psycopg.Cursor[Any], chunk: _Chunk) -> Token:
     rows = _rows(chunk, positions, timestamp(at))
     _copy(cursor, _COPY_EVENT, rows)
     _copy(cursor, _COPY_OUTBOX, [position_rows(positions)])
+    cursor.execute("SELECT outbox.wake()")
     return Token(int(xid))
 
 

@@ -28,8 +28,9 @@ APPEND_ONE: Final = f"{_ANSWER} outbox.append_one(:stream, :expected, :types, :i
 """The parameters have the same names, so that all statements are handled alike."""
 
 SEND: Final = (
-    "INSERT INTO outbox.outbox (topic, key, headers, payload)"
-    " VALUES (:topic, :key, CAST(:headers AS jsonb), :payload) RETURNING CAST(xid AS text)"
+    "WITH sent AS (INSERT INTO outbox.outbox (topic, key, headers, payload)"
+    " VALUES (:topic, :key, CAST(:headers AS jsonb), :payload) RETURNING CAST(xid AS text))"
+    " SELECT xid, outbox.wake() FROM sent"
 )
 
 BATCH_MAX: Final = 10_000

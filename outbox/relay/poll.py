@@ -16,6 +16,7 @@ from outbox.broker.protocol import Message
 from outbox.database import Connection
 from outbox.envelope import event_message, plain_message
 from outbox.relay.cursor import Cursor, Snapshot
+from outbox.relay.sleep import Sleep
 
 PLANNING: Final[Mapping[str, str]] = {
     "enable_seqscan": "off",
@@ -94,18 +95,24 @@ class PollEngine:
         )  # every event has a meta, and Python's own parser takes as long as the rest
         self._connection = connection
         self._prefix = prefix
+        self._sleep = Sleep(connection)
         self._rest: psycopg.ServerCursor[tuple[Any, ...]] | None = None
 
     def read(self, cursor: Cursor, limit: int) -> Page:
         """The next page after ``cursor``, at most ``limit`` rows; no rows if nothing is new."""
-        return self._continue(cursor, limit) if cursor.open else self._begin(cursor, limit)
+        if cursor.open:
+            page = self._continue(cursor, limit)
+            if page.rows:
+                return page
+            cursor = page.cursor  # pages that were full to the row ended the window: it had nothing left
+        return self._begin(cursor, limit)
 
     def written(self, cursor: Cursor) -> None:
         """Nothing in PostgreSQL waits for it."""
 
     def wait(self, stop: threading.Event, timeout_s: float) -> None:
-        """Nothing tells of new rows but asking: sleep."""
-        stop.wait(timeout_s)
+        """Sleep until a producer wakes it, or pause if one is just writing."""
+        self._sleep.wait(stop, timeout_s)
 
     def close(self) -> None:
         """Give up the window being read, if any; its cursor says where to go on."""
@@ -119,6 +126,8 @@ class PollEngine:
         found = self._connection.execute(_BEGIN, parameters, prepare=True, binary=True).fetchall()
         b = Snapshot(found[0][0])
         rows = [outbox_row(self._prefix, r[1:]) for r in found if r[1] is not None]
+        if rows:
+            self._sleep.end()
         return Page(rows, _open(cursor, a, b, rows[-1].seq) if len(rows) == limit else _shut(cursor, b))
 
     def _continue(self, cursor: Cursor, limit: int) -> Page:

@@ -26,6 +26,7 @@ class RelaySettings:
     page_max: int = 10_000
     sleep_min_s: float = 0.001
     sleep_max_s: float = 0.05
-    """An idle relay asks ever less often, down to this: it bounds the delay of the first row after a pause."""
+    """A relay with nothing to do asks ever less often, down to this, while it cannot sleep until it is woken
+    (:mod:`outbox.relay.sleep`): a transaction that has appended is still open, or another relay sleeps already."""
     retry_s: float = 0.5
     """Pause after a failure of the broker or the database."""

@@ -122,7 +122,9 @@ def test_every_type_comes_as_the_text_psql_shows(empty_database, writer):
         writer.execute(VALUES)
         messages = stream.commits()
     assert [type(m) for m in messages if not isinstance(m, TypeName)] == [Begin, Relation, Insert, Insert, Commit]
-    assert {m.name for m in messages if isinstance(m, TypeName)} == {"mood", "int4"}, "a domain is told as what it is made of"
+    assert {m.name for m in messages if isinstance(m, TypeName)} == {"mood", "int4"}, (
+        "a domain is told as what it is made of"
+    )
     first, second = rows(messages)
     assert first == AS_TEXT
     assert second == ("2", *[None] * 26)

@@ -99,6 +99,15 @@ def test_a_keeper_gives_up_a_leader_that_hangs(database, producer, monkeypatch):
             keeper.check()
 
 
+def test_a_window_that_fills_its_pages_to_the_row_does_not_look_like_the_end(database, producer, recorder):
+    append(producer, "order-1", [event() for _ in range(10)])
+    with leading(database, recorder, SMALL) as leader:
+        assert leader.step() == 10
+        append(producer, "order-1", event())
+        assert leader.step() == 1
+        assert leader.step() == 0
+
+
 # ----------------------------------------------------------------- fencing
 
 

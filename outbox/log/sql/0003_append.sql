@@ -1,3 +1,14 @@
+-- Wakes a relay that sleeps, when this transaction commits. A relay sleeps behind an exclusive advisory lock, which
+-- it cannot take while a transaction that has been here is open: so whoever writes either finds it asleep, and
+-- notifies, or keeps it awake. While there is traffic the relay never sleeps and nobody pays for a notification
+-- (those commit one at a time).
+CREATE OR REPLACE FUNCTION outbox.wake() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT pg_try_advisory_xact_lock_shared(7299703, 0) THEN
+        PERFORM pg_notify('outbox', '');
+    END IF;
+END $$;
+
 -- One append is one call, in the caller's own transaction.
 -- expected: n >= 0 exactly that version (0: the stream must not exist), -1 any, -2 the stream must exist.
 -- status: written | repeated (the same ids stand already: their positions) | conflict | duplicate
@@ -34,6 +45,9 @@ BEGIN
                 status := 'written';
                 version := base + cardinality(p_ids);
                 xid := pg_current_xact_id()::text;
+                IF NOT pg_try_advisory_xact_lock_shared(7299703, 0) THEN    -- as outbox.wake() does
+                    PERFORM pg_notify('outbox', '');
+                END IF;
                 RETURN;
             EXCEPTION WHEN unique_violation THEN    -- somebody else got the gate, or an id stands already
                 NULL;
@@ -93,6 +107,9 @@ BEGIN
         RETURN;
     END IF;
     INSERT INTO outbox.outbox (position) VALUES (place);
+    IF NOT pg_try_advisory_xact_lock_shared(7299703, 0) THEN    -- as outbox.wake() does; a call costs more than it
+        PERFORM pg_notify('outbox', '');
+    END IF;
     status := 'written';
     version := base + 1;
     positions := ARRAY[place];
