@@ -18,11 +18,11 @@ from outbox.relay.settings import RelaySettings
 def open_engine(dsn: str, lease: Lease, settings: RelaySettings, *, drain: bool = False) -> Iterator[Engine]:
     """The engine for one term of a leader, on connections of its own.
 
-    ``drain``: for publishing what is there and no more, which takes one look at the tables whatever the engine; a
-    slot is left as it is. Without it the poll engine drops the slots an earlier cdc engine left.
+    ``drain``: for publishing what is there and no more, which takes one look at the tables whatever the engine; the
+    slot of the cdc engine is left as it is. With ``poll`` set, the slots an earlier cdc engine left are dropped.
     """
     with connected(dsn, **PLANNING) as connection:
-        if settings.engine == "poll" and not drain:
+        if settings.engine == "poll":
             slot.drop_older(connection, settings.name, lease.epoch)
         if settings.engine == "poll" or drain:
             engine: Engine = PollEngine(connection, settings.prefix)
