@@ -67,7 +67,7 @@ def _faults(plans: Sequence[Plan], servers: Servers, budget: Budget, console: Co
             progress.advance(task)
             progress.update(task, description=f"{outcome.fault} #{outcome.seed} {outcome.took_s:.1f} s")
             if outcome.violations or outcome.error:
-                progress.console.print(_told(outcome), markup=False)
+                progress.console.print(_told(outcome), markup=False, soft_wrap=True)
 
         return run_all(plans, servers, budget, tell)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import psycopg
 from tests.faults.checks import Published
 
 READ_WITHIN_S = 20.0
+COPIES = 40
 
 _LOCAL = """
 SELECT m.partition, convert_from(m.key, 'UTF8'), convert_from(m.headers, 'UTF8')::json ->> 'version',
@@ -43,6 +45,15 @@ def _local(topic: Topic) -> list[list[Published]]:
 
 
 def _kafka(topic: Topic) -> list[list[Published]]:
+    return [[_published(message) for message in partition] for partition in _raw(topic)]
+
+
+def _published(message: confluent_kafka.Message) -> Published:
+    headers = dict(message.headers() or [])
+    return Published(message.key().decode(), int(headers["version"]), headers["id"].decode())
+
+
+def _raw(topic: Topic) -> list[list[confluent_kafka.Message]]:
     consumer = confluent_kafka.Consumer(
         {
             "bootstrap.servers": topic.address,
@@ -58,7 +69,7 @@ def _kafka(topic: Topic) -> list[list[Published]]:
         consumer.close()
 
 
-def _partition(consumer: confluent_kafka.Consumer, topic: str, number: int) -> Iterator[Published]:
+def _partition(consumer: confluent_kafka.Consumer, topic: str, number: int) -> Iterator[confluent_kafka.Message]:
     place = confluent_kafka.TopicPartition(topic, number)
     first, end = consumer.get_watermark_offsets(place, timeout=READ_WITHIN_S)
     if first == end:
@@ -68,5 +79,40 @@ def _partition(consumer: confluent_kafka.Consumer, topic: str, number: int) -> I
         message = consumer.poll(READ_WITHIN_S)
         if message is None or message.error():
             raise RuntimeError(f"{topic}/{number} cannot be read: {message and message.error()}")
-        headers = dict(message.headers() or [])
-        yield Published(message.key().decode(), int(headers["version"]), headers["id"].decode())
+        yield message
+
+
+_AGAIN = """
+WITH t AS (SELECT topic_id FROM outbox.broker_topic WHERE topic = %(topic)s),
+b AS (
+    UPDATE outbox.broker_partition p SET next_offset = next_offset + 1 FROM t
+    WHERE p.topic_id = t.topic_id AND partition = %(partition)s RETURNING p.topic_id, p.next_offset - 1 AS place
+)
+INSERT INTO outbox.broker_message ("offset", topic_id, partition, key, value, headers)
+SELECT b.place, m.topic_id, m.partition, m.key, m.value, m.headers FROM b JOIN outbox.broker_message m USING (topic_id)
+WHERE m.partition = %(partition)s AND m."offset" = %(offset)s LIMIT 1
+"""
+
+
+def publish_again(topic: Topic, source: random.Random) -> None:
+    """Copies of messages that are on the topic, in any order, behind the others of their partition."""
+    (_again_local if topic.broker == "local" else _again_kafka)(topic, source)
+
+
+def _again_local(topic: Topic, source: random.Random) -> None:
+    query = """SELECT m.partition, m."offset" FROM outbox.broker_message m JOIN outbox.broker_topic t USING (topic_id)
+               WHERE t.topic = %s ORDER BY 1, 2"""
+    with psycopg.connect(topic.address, autocommit=True) as connection:
+        places = connection.execute(query, [topic.name]).fetchall()
+        for partition, offset in source.sample(places, min(COPIES, len(places))):
+            given = {"topic": topic.name, "partition": partition, "offset": offset}
+            connection.execute(_AGAIN, given)
+
+
+def _again_kafka(topic: Topic, source: random.Random) -> None:
+    messages = [message for partition in _raw(topic) for message in partition]
+    producer = confluent_kafka.Producer({"bootstrap.servers": topic.address})
+    for message in source.sample(messages, min(COPIES, len(messages))):
+        producer.produce(topic.name, message.value(), message.key(), message.partition(), headers=message.headers())
+    if producer.flush(READ_WITHIN_S):
+        raise RuntimeError("the copies could not be published")

@@ -13,7 +13,7 @@ NOT_YET = (
     "topic deleted",
     "topic truncated",
     "topic re-created",
-    "replication slot lost",
+    "replication slot lost to max_slot_wal_keep_size",
     "PostgreSQL restored to an earlier moment",
     "Chroma: a zombie between its read of the versions and its write",
 )

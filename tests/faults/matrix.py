@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,39 +33,42 @@ class Budget:
 def run_all(plans: Sequence[Plan], servers: Servers, budget: Budget, tell: Tell) -> list[Outcome]:
     """Every plan ``budget.runs`` times, round by round, so that a time that is over leaves all with as many."""
     until = time.monotonic() + budget.minutes * 60 if budget.minutes else None
-    outcomes: list[Outcome] = []
+    matrix = _Matrix(servers, tell, until)
     for number in range(budget.runs):
-        for outcome in _round(plans, servers, budget.seed + number, budget.lanes, until):
-            outcomes.append(outcome)
-            tell(outcome)
-    return outcomes
+        matrix.round(plans, budget.seed + number, budget.lanes)
+    return matrix.outcomes
 
 
-def _round(plans: Sequence[Plan], servers: Servers, seed: int, lanes: int, until: float | None) -> Iterator[Outcome]:
-    """One run of each. Those that hurt servers of all come last, one by one."""
-    together = [plan for plan in plans if not plan.alone]
-    lock, queue = threading.Lock(), iter(together)
+class _Matrix:
+    """Outcomes as they come, from several lanes."""
 
-    def lane(_: int) -> list[Outcome]:
-        done = []
-        while (plan := _next(queue, lock)) is not None and not _over(until):
-            done.append(perform(plan, servers, seed))
-        return done
+    def __init__(self, servers: Servers, tell: Tell, until: float | None) -> None:
+        self._servers = servers
+        self._tell = tell
+        self._until = until
+        self._lock = threading.Lock()
+        self.outcomes: list[Outcome] = []
 
-    with ThreadPoolExecutor(lanes) as pool:
-        yield from itertools.chain.from_iterable(pool.map(lane, range(lanes)))
-    for plan in plans:
-        if plan.alone and not _over(until):
-            yield perform(plan, servers, seed)
+    def round(self, plans: Sequence[Plan], seed: int, lanes: int) -> None:
+        """One run of each. Those that hurt servers of all come last, one by one."""
+        together = iter([plan for plan in plans if not plan.alone])
+        with ThreadPoolExecutor(lanes) as pool:
+            for lane in [pool.submit(self._lane, together, seed) for _ in range(lanes)]:
+                lane.result()
+        self._lane(iter([plan for plan in plans if plan.alone]), seed)
 
+    def _lane(self, plans: Iterator[Plan], seed: int) -> None:
+        while (plan := self._next(plans)) is not None:
+            outcome = perform(plan, self._servers, seed)
+            with self._lock:
+                self.outcomes.append(outcome)
+                self._tell(outcome)
 
-def _next(queue: Iterator[Plan], lock: threading.Lock) -> Plan | None:
-    with lock:
-        return next(queue, None)
-
-
-def _over(until: float | None) -> bool:
-    return until is not None and time.monotonic() > until
+    def _next(self, plans: Iterator[Plan]) -> Plan | None:
+        if self._until is not None and time.monotonic() > self._until:
+            return None
+        with self._lock:
+            return next(plans, None)
 
 
 def try_mutants(names: Sequence[str], plans: dict[str, Plan], servers: Servers, seed: int) -> Iterator[MutantResult]:

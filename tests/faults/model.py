@@ -55,10 +55,10 @@ def _is_poison(one: Tried) -> bool:
 
 
 def _records(stream: str, said: Sequence[Tried]) -> dict[str, Expected]:
-    if not said or said[-1].type == DELETED:
-        return {}
     count = len(said)
     begin = max((n for n, one in enumerate(said, 1) if one.type == DELETED), default=0)
+    if not any(one.type == PATCHED for one in said[begin:]):
+        return {}
     told: dict[str, list[tuple[int, int | None]]] = {}
     for version, one in enumerate(said[begin:], begin + 1):
         for name, value in one.data.get("properties", {}).items():

@@ -86,10 +86,16 @@ def _tombstone() -> None:
     replace("projectors.sinks.postgres", "_write", deleting)
 
 
-@mutant("checkpoint fence", "projector: late zombie")
+@mutant("fence: checkpoints never go back", "projector: late zombie")
 def _checkpoint_fence() -> None:
     """A zombie's checkpoint goes back behind its successor's."""
     _swap("projectors.ledger", "_SAVE", 'WHERE c."offset" < excluded."offset"', "")
+
+
+@mutant("ledger: the versions that Chroma's sink reads first", "projector: late zombie, Chroma")
+def _ledger() -> None:
+    """What is stored looks older than anything."""
+    replace("projectors.sinks.chroma", "_version", lambda _: lambda _metadata: 0)
 
 
 @mutant("checkpoint after apply", "projector: killed before the store write")

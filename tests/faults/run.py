@@ -15,6 +15,7 @@ import json
 import random
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -23,9 +24,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
+from psycopg import sql
 
+from outbox.codec import Registry
+from outbox.event import NewEvent
+from outbox.log.append import append
 from tests.faults import broker, checks, history, launch, stores
 from tests.faults.checks import Violation
+from tests.faults.history import Recorder, Tried
 from tests.faults.model import LogRow, expected
 from tests.faults.mutants import MUTANT, sabotage
 from tests.faults.points import MARK, ORDER
@@ -54,6 +60,8 @@ class Plan:
     name: str
     inject: Fault
     broker: str = "local"
+    engine: str = "poll"
+    """The relay's."""
     kinds: tuple[str, ...] = ("rows",)
     bound_s: float = 30.0
     alone: bool = False
@@ -94,6 +102,10 @@ class Run:
     ended_at: float | None = None
     quiet: set[str] = field(default_factory=set)
     """Names of processes whose end is not judged: they were meant to be killed, or to fail."""
+    found: list[Violation] = field(default_factory=list)
+    """What the fault itself saw go wrong."""
+    poisoned: bool = False
+    """Streams are expected to stand still before an event that cannot be folded."""
 
     @property
     def mark(self) -> str:
@@ -113,6 +125,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self._source = random.Random(self.seed * 7919 + 1)
+        self.poisoned = self.plan.poison
 
     # ------------------------------------------------------------ processes
 
@@ -136,15 +149,15 @@ class Run:
         self.quiet.discard(name)
         return self._start(name, point)
 
-    def write(self, count: int = 2, point: str | None = None, **more: Any) -> None:
-        """Start writers; the first has the order for a point."""
+    def write(self, count: int = 2, point: str | None = None, jump: Mapping[str, str] | None = None) -> None:
+        """Start writers; the first has the order for a point. ``jump``: of their clocks."""
         for number in range(count):
             name = f"writer{len(self.histories)}"
             path = self.folder / f"{name}.history"
             path.touch()
             self.histories.append(path)
-            assignment = Assignment(self._dsn_of("write"), self.seed * 100 + len(self.histories), str(path), **more)
-            settings = self._private(name, point if number == 0 else None)
+            assignment = Assignment(self._dsn_of("write"), self.seed * 100 + len(self.histories), str(path))
+            settings = self._private(name, point if number == 0 else None) | dict(jump or {})
             self.children[name] = begin(name, launch.writer, assignment, settings, str(self.folder / f"{name}.log"))
 
     def kill(self, name: str) -> None:
@@ -170,6 +183,28 @@ class Run:
         code = self.command(name, *arguments, point=point).await_end(timeout_s)
         self.quiet.add(name)
         return code
+
+    def must(self, *arguments: str) -> None:
+        """Run ``outbox ARGUMENTS``; that it fails is a violation."""
+        code = self.run_to_end(arguments[0], *arguments)
+        if code != 0:
+            self.found.append(
+                Violation("I6", f"outbox {' '.join(arguments)} ended with {code}: {self.log(arguments[0])}")
+            )
+
+    def append(self, stream: str, type_: str, data: Mapping[str, Any], schemas: Path | None = None) -> None:
+        """Append one event by ourselves, with a history like any writer's."""
+        path = self.folder / f"own{len(self.histories)}.history"
+        self.histories.append(path)
+        one = Tried(str(uuid.UUID(int=self.source.getrandbits(128), version=4)), stream, type_, data)
+        with path.open("a", encoding="utf-8") as file, psycopg.connect(self.dsn) as connection:
+            recorder = Recorder(file)
+            recorder.trying([one])
+            registry = Registry.load(*([schemas] if schemas else []))
+            append(connection, stream, NewEvent(type_, data, uuid.UUID(one.id)), registry=registry)
+            connection.execute("INSERT INTO business (id) VALUES (%s)", [one.id])
+            connection.commit()
+            recorder.ended("ok", [one.id])
 
     def log(self, name: str) -> str:
         path = self.folder / f"{name}.log"
@@ -207,6 +242,7 @@ class Run:
             "OUTBOX_MODE": "embedded" if self.plan.broker == "local" else "servers",
             "OUTBOX_DATA_DIR": str(self.folder / "data"),
             "OUTBOX_PREFIX": f"f{self.mark}",
+            "OUTBOX_RELAY__ENGINE": self.plan.engine,
             "OUTBOX_DATABASE__DSN": self._dsn_of(who),
             "OUTBOX_STORES": json.dumps({stores.STORES[kind]: self._store(kind) for kind in self.plan.kinds}),
             "OUTBOX_PROJECTORS": json.dumps(
@@ -239,6 +275,10 @@ class Run:
             self.stack.callback(proxy.close)
         self.edges[edge] = proxy
         return proxy
+
+    def unproxied(self, edge: str) -> None:
+        """What starts from now on goes straight."""
+        self.edges.pop(edge)
 
     def redirect(self, edge: str, port: int) -> None:
         """Lead an edge to a port of the test's own."""
@@ -295,6 +335,26 @@ class Run:
         goal = self.value(count) + more
         until(lambda: self.value(count) >= goal, f"{more} more events in the log", timeout_s)
 
+    def leads_after(self, name: str, timeout_s: float = 30.0) -> None:
+        """Wait until another process than the one that leads now has taken the lease."""
+        epoch = "SELECT max(epoch) FROM outbox.lease"
+        before = self.value(epoch)
+        until(lambda: self.value(epoch) > before, f"another leads than {name}", timeout_s)
+
+    def move_to_tablespace(self, name: str, folder: Path) -> None:
+        """Let the run's database stand in this folder."""
+        space, database = sql.Identifier(name), sql.Identifier(urlsplit(self.dsn).path.lstrip("/"))
+        with psycopg.connect(self.servers.address("postgres"), autocommit=True) as connection:
+            made = sql.SQL("CREATE TABLESPACE {} LOCATION {}").format(space, sql.Literal(str(folder)))
+            connection.execute(made)
+            connection.execute(sql.SQL("ALTER DATABASE {} SET TABLESPACE {}").format(database, space))
+        self.stack.callback(self._leave_tablespace, space)
+
+    def _leave_tablespace(self, space: sql.Identifier) -> None:
+        self.servers.drop_database(self.dsn)
+        with psycopg.connect(self.servers.address("postgres"), autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP TABLESPACE {}").format(space))
+
     def caught_up(self, timeout_s: float = 30.0) -> None:
         """Wait until every projector's checkpoints have reached what is on the topic by now."""
         ends = {n: len(found) for n, found in enumerate(broker.read(self.place_of_broker()))}
@@ -325,26 +385,34 @@ class Run:
 
     # -------------------------------------------------------------- the end
 
+    def require(self, timeout_s: float = 30.0) -> None:
+        """In the midst of a fault: with the writers stopped, every store must come to equal the model."""
+        wrong, _ = self._converged(time.monotonic(), timeout_s)
+        self.found += wrong
+
     def settle(self) -> tuple[list[Violation], float | None]:
         """Wait until every store equals the model; how long that took after the fault, and what is wrong if it did
         not come to that."""
         ended_at = self.ended_at or time.monotonic()
         self.stop_writers()
+        return self._converged(ended_at, self.plan.bound_s)
+
+    def _converged(self, ended_at: float, bound_s: float) -> tuple[list[Violation], float | None]:
         with self.connection() as connection:
             log = checks.log_rows(connection)
         known = self.history()
         if {row.id for row in log} - known.tried.keys():
             return [], None  # told by the check of the log
-        model = expected(log, known, poison=self.plan.poison)
-        deadline, wrong = ended_at + self.plan.bound_s, [Violation("I6", "not looked at")]
-        while wrong and time.monotonic() < max(deadline, ended_at + QUIET_S):
+        model = expected(log, known, poison=self.poisoned)
+        deadline, wrong = ended_at + bound_s, [Violation("I6", "not looked at")]
+        while wrong and time.monotonic() < deadline:
             wrong = [v for kind in self.plan.kinds for v in self._compared(kind, model)]
             if wrong:
                 self._check_alive()
                 time.sleep(QUIET_S)
         if not wrong:
             return [], time.monotonic() - ended_at
-        return [Violation("I6", f"not converged {self.plan.bound_s:.0f} s after the fault"), *wrong], None
+        return [Violation("I6", f"not converged {bound_s:.0f} s after the fault"), *wrong], None
 
     def _compared(self, kind: str, model: Mapping[str, Any]) -> list[Violation]:
         try:
@@ -376,7 +444,7 @@ class Run:
             yield from checks.check_generations(connection)
         yield from self._check_broker(log)
         if not {row.id for row in log} - known.tried.keys():
-            model = expected(log, known, poison=self.plan.poison)
+            model = expected(log, known, poison=self.poisoned)
             for kind in self.plan.kinds:
                 yield from self._compared(kind, model)
 
@@ -401,7 +469,8 @@ def perform(plan: Plan, servers: Servers, seed: int, mutant: str | None = None) 
             stack.callback(servers.revive)
         folder = servers.home / f"{plan.name.replace(' ', '-').replace(':', '').replace('/', '-')}-{seed}"
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        # The embedded mode's commands look for this folder, even where a DSN says that PostgreSQL is elsewhere.
+        (folder / "data" / "postgres").mkdir(parents=True)
         run = Run(plan, servers, seed, folder, dsn, stack, mutant)
         error, recovery_s, found = None, None, []
         try:
@@ -411,8 +480,9 @@ def perform(plan: Plan, servers: Servers, seed: int, mutant: str | None = None) 
             plan.inject(run)
             found, recovery_s = run.settle()
             found += [*run.stop(), *run.check()]
+            found += run.found
         except TooLong as late:
-            found.append(Violation("I6", f"{late}"))
+            found += [*run.found, Violation("I6", f"{late}")]
         except Exception as failure:  # of the harness: told apart from a violation, and never passed over
             error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:600]}"
         finally:

@@ -22,7 +22,7 @@ from tests.faults.proxy import HOST, Proxy
 
 SETTINGS = {
     # Processes and servers are killed here, machines are not: what the kernel has is safe.
-    "postgres": {"fsync": "off", "max_connections": "300"},
+    "postgres": {"fsync": "off", "max_connections": "300", "max_replication_slots": "50"},
     "kafka": {"log.flush.interval.messages": "10000"},
 }
 TEMPLATE = "outbox_faults"
@@ -71,6 +71,10 @@ class Servers:
     def drop_database(self, dsn: str) -> None:
         name = urlsplit(dsn).path.lstrip("/")
         with psycopg.connect(self.address("postgres"), autocommit=True) as connection:
+            # A slot of the database's holds it; whoever streams from it has ended, but PostgreSQL may not know yet.
+            held = "SELECT slot_name FROM pg_replication_slots WHERE database = %s"
+            for (slot,) in connection.execute(held, [name]).fetchall():
+                _drop_slot(connection, slot)
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
     def revive(self) -> None:
@@ -127,6 +131,14 @@ def running() -> Iterator[Servers]:
             yield servers
         finally:
             servers.close()
+
+
+def _drop_slot(connection: psycopg.Connection[tuple[object, ...]], slot: str) -> None:
+    ended = "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots WHERE slot_name = %s AND active"
+    connection.execute(ended, [slot])
+    connection.execute(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s", [slot]
+    )
 
 
 def _listeners(ports: dict[str, int]) -> list[str]:

@@ -51,3 +51,44 @@ def _zombie(run: Run, kind: str) -> None:
 @fault("projector: late zombie", bound_s=45)
 def _late_zombie(run: Run) -> None:
     _zombie(run, "rows")
+
+
+@fault("projector: late zombie, Kafka", broker="kafka", bound_s=60, cheap=False)
+def _late_zombie_kafka(run: Run) -> None:
+    _zombie(run, "rows")
+
+
+@fault("projector: late zombie, Elasticsearch", kinds=("documents",), bound_s=60, cheap=False)
+def _late_zombie_documents(run: Run) -> None:
+    _zombie(run, "documents")
+
+
+@fault("projector: late zombie, Chroma", kinds=("vectors",), bound_s=60, cheap=False)
+def _late_zombie_vectors(run: Run) -> None:
+    _zombie(run, "vectors")
+
+
+@fault("projector: killed before the store write, Kafka", broker="kafka", bound_s=60, cheap=False)
+def _killed_kafka(run: Run) -> None:
+    _killed(run, "project.apply.rows:before")
+
+
+@fault("projector: killed after the store write, Chroma", kinds=("vectors",), bound_s=60, cheap=False)
+def _killed_chroma(run: Run) -> None:
+    _killed(run, "project.apply.vectors:after")
+
+
+@fault("projector: rebalance in mid-batch", bound_s=45)
+def _rebalanced(run: Run) -> None:
+    """Members come and go while batches are in work."""
+    run.begin()
+    for _ in range(run.source.randrange(1, 4)):
+        run.command("project2", "project")
+        run.appended(run.source.randrange(10, 80))
+        if run.source.random() < 0.5:
+            run.children["project2"].stop()
+        else:
+            run.children["project2"].kill()
+    run.quiet.add("project2")
+    run.over()
+    run.appended(20)

@@ -32,6 +32,7 @@ def _killed_after(run: Run) -> None:
     _killed(run, "after")
 
 
+@fault("writer: long transaction, cdc", engine="cdc", bound_s=45)
 @fault("writer: long transaction")
 def _long(run: Run) -> None:
     """A transaction that appended early commits after hundreds of later ones."""
