@@ -30,7 +30,8 @@ unit: $(VENV)/.dev  ## the tests that need no server
 	@$(BIN)/python -m pytest tests/unit
 
 faults: $(VENV)/.dev  ## the fault matrix, into docs/guarantees.md (RUNS=40 of each, or MINUTES=60)
-	@$(BIN)/python -m tests.faults $(if $(RUNS),--runs $(RUNS)) $(if $(MINUTES),--minutes $(MINUTES))
+	@$(BIN)/python -m tests.faults $(if $(RUNS),--runs $(RUNS)) $(if $(MINUTES),--minutes $(MINUTES)) \
+		$(if $(LANES),--lanes $(LANES)) $(if $(RESUME),--resume)
 
 lock: $(VENV)/.uv  ## resolve the dependencies anew
 	@$(LOCK) --extra embedded -o requirements.lock

@@ -6,7 +6,6 @@ import argparse
 import datetime
 import os
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -17,7 +16,7 @@ import tests.faults.cases  # noqa: F401 - registers the faults
 from tests.faults.faults import FAULTS, NOT_YET
 from tests.faults.matrix import Budget, run_all, try_mutants
 from tests.faults.mutants import MUTANTS
-from tests.faults.results import MutantResult, save, summed
+from tests.faults.results import OUTCOMES, MutantResult, Ran, note, noted, save, summed
 from tests.faults.run import Outcome, Plan
 from tests.faults.servers import Servers, running
 
@@ -34,16 +33,32 @@ def main() -> int:
         return 0
     plans = [plan for name, plan in FAULTS.items() if not asked.fault or any(part in name for part in asked.fault)]
     names = [name for name in MUTANTS if not asked.mutant or any(part in name for part in asked.mutant)]
-    whole = not asked.fault and not asked.mutant and asked.seed is None
-    runs = asked.runs or (RUNS if asked.minutes is None else RUNS_MAX)
-    budget = Budget(1 if asked.seed is not None else runs, asked.minutes, asked.seed or 1, asked.lanes)
-    began = time.monotonic()
+    budget = _budget(asked)
+    if _whole(asked) and not asked.resume:
+        OUTCOMES.unlink(missing_ok=True)
+    mutants: list[MutantResult] = []
+    outcomes: list[Outcome] = []
     with running() as servers:
-        mutants = [] if asked.fault else _mutants(names, servers, budget.seed, console)
-        outcomes = [] if asked.mutant else _faults(plans, servers, budget, console)
-    if whole:
-        _save(plans, outcomes, mutants, budget, time.monotonic() - began)
+        try:
+            mutants += [] if asked.fault else _mutants(names, servers, budget.seed, console)
+            outcomes += [] if asked.mutant else _faults(plans, servers, budget, console, keep=_whole(asked))
+        finally:
+            if _whole(asked):
+                _save(mutants)
     return int(any(o.violations or o.error for o in outcomes) or not all(m.caught for m in mutants))
+
+
+def _whole(asked: argparse.Namespace) -> bool:
+    """Whether the table is to be written: not for a part of the matrix or a replay."""
+    return not asked.fault and not asked.mutant and asked.seed is None
+
+
+def _budget(asked: argparse.Namespace) -> Budget:
+    if asked.seed is not None:
+        return Budget(1, None, asked.seed, asked.lanes)
+    runs = asked.runs or (RUNS if asked.minutes is None else RUNS_MAX)
+    done = max((ran.seed for ran in noted()), default=0) if asked.resume else 0
+    return Budget(max(0, runs - done), asked.minutes, done + 1, asked.lanes)
 
 
 def _arguments() -> argparse.Namespace:
@@ -54,16 +69,19 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--fault", action="append", help="only faults with this in their name; may be repeated")
     parser.add_argument("--mutant", action="append", help="only mutants with this in their name; no faults")
     parser.add_argument("--seed", type=int, help="one run with this seed: replays a failure")
+    parser.add_argument("--resume", action="store_true", help="go on behind the last seed of a matrix broken off")
     parser.add_argument("--list", action="store_true", help="name the faults and mutants")
     return parser.parse_args()
 
 
-def _faults(plans: Sequence[Plan], servers: Servers, budget: Budget, console: Console) -> list[Outcome]:
+def _faults(plans: Sequence[Plan], servers: Servers, budget: Budget, console: Console, *, keep: bool) -> list[Outcome]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("runs", total=len(plans) * budget.runs)
 
         def tell(outcome: Outcome) -> None:
+            if keep:
+                note(outcome)
             progress.advance(task)
             progress.update(task, description=f"{outcome.fault} #{outcome.seed} {outcome.took_s:.1f} s")
             if outcome.violations or outcome.error:
@@ -89,21 +107,18 @@ def _mutants(names: Sequence[str], servers: Servers, seed: int, console: Console
     return found
 
 
-def _save(
-    plans: Sequence[Plan], outcomes: Sequence[Outcome], mutants: Sequence[MutantResult], budget: Budget, took_s: float
-) -> None:
-    by_fault: dict[str, list[Outcome]] = defaultdict(list)
-    for outcome in outcomes:
-        by_fault[outcome.fault].append(outcome)
-    most = max((o.seed for o in outcomes), default=budget.seed)
+def _save(mutants: Sequence[MutantResult]) -> None:
+    by_fault: dict[str, list[Ran]] = defaultdict(list)
+    for ran in noted():
+        by_fault[ran.fault].append(ran)
+    seeds = [ran.seed for runs in by_fault.values() for ran in runs]
     about = {
         "when": datetime.date.today().isoformat(),
-        "minutes": round(took_s / 60),
         "cpus": os.cpu_count(),
-        "seeds": f"{budget.seed} to {most}",
-        "harness_errors": sum(o.error is not None for o in outcomes),
+        "seeds": f"{min(seeds, default=0)} to {max(seeds, default=0)}",
+        "harness_errors": sum(ran.error is not None for runs in by_fault.values() for ran in runs),
     }
-    save([summed(plan.name, by_fault[plan.name]) for plan in plans], mutants, about)
+    save([summed(name, by_fault[name]) for name in FAULTS if name in by_fault], mutants, about)
 
 
 if __name__ == "__main__":

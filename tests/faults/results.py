@@ -10,11 +10,39 @@ from pathlib import Path
 
 from tests.faults.run import Outcome
 
+OUTCOMES = Path(__file__).with_name(".outcomes.jsonl")
+"""Every run of a matrix as it ended, so that one that is broken off can be resumed."""
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).with_name("results.json")
 GUARANTEES = ROOT / "docs" / "guarantees.md"
 BEGIN = "<!-- faults: written by `make faults`, do not edit -->"
 END = "<!-- faults: end -->"
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One run as it is written down. ``error``: the harness itself failed in it, so it is no run."""
+
+    fault: str
+    seed: int
+    violations: tuple[str, ...]
+    recovery_s: float | None
+    took_s: float
+    error: str | None
+
+
+def note(outcome: Outcome, path: Path = OUTCOMES) -> None:
+    """Add a run to the file."""
+    told = tuple(map(str, outcome.violations))
+    ran = Ran(outcome.fault, outcome.seed, told, outcome.recovery_s, outcome.took_s, outcome.error)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(ran)) + "\n")
+
+
+def noted(path: Path = OUTCOMES) -> list[Ran]:
+    """The runs in the file; none if there is no file."""
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    return [Ran(**{**found, "violations": tuple(found["violations"])}) for found in map(json.loads, lines)]
 
 
 @dataclass(frozen=True)
@@ -37,7 +65,7 @@ class MutantResult:
     """The first violation that told."""
 
 
-def summed(name: str, outcomes: Sequence[Outcome]) -> FaultResult:
+def summed(name: str, outcomes: Sequence[Ran]) -> FaultResult:
     """The runs of one fault put together. A run that the harness itself failed in is no run."""
     whole = [o for o in outcomes if o.error is None]
     recoveries = [o.recovery_s for o in whole if o.recovery_s is not None]
@@ -67,8 +95,8 @@ def table(faults: Sequence[FaultResult], mutants: Sequence[MutantResult], about:
     """Both tables as Markdown."""
     runs, violated = sum(f.runs for f in faults), sum(f.violations for f in faults)
     lines = [
-        f"{len(faults)} faults, {runs} runs, {violated} with a violation ({about['when']}, {about['minutes']} minutes on "
-        f"{about['cpus']} CPUs, seeds {about['seeds']}). Recovery is counted from the end of the fault until every "
+        f"{len(faults)} faults, {runs} runs, {violated} with a violation ({about['when']}, on {about['cpus']} "
+        f"CPUs, seeds {about['seeds']}). Recovery is counted from the end of the fault until every "
         "store equals the log, read by the store's own client.",
         "",
         "| fault | runs | violations | recovery, median | slowest |",
