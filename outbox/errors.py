@@ -13,6 +13,7 @@
 ├── ``BackupError``              a backup is damaged, incomplete or of another log
 ├── ``BrokerError``
 │   ├── ``BrokerUnavailable``    passing: try again later
+│   ├── ``MessagesLost``         a topic no longer has what was not read; the log has it
 │   └── ``MessageRefused``       for good: this one message will never be taken
 ├── ``NotParked``                nothing is parked there that could be tried again or discarded
 ├── ``Fenced``                   another process has taken over; this one must stop writing
@@ -96,6 +97,10 @@ class BrokerError(OutboxError):
 
 class BrokerUnavailable(BrokerError):
     """The broker cannot be reached or did not answer in time; trying again later may succeed."""
+
+
+class MessagesLost(BrokerError):
+    """A topic was deleted, emptied or made again before all of it was read; the projector fills it from the log."""
 
 
 class MessageRefused(BrokerError):

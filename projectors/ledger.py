@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Literal
 
 from outbox.broker.protocol import TopicPartition
@@ -15,11 +16,13 @@ from outbox.database import Connection
 GenerationState = Literal["building", "serving", "retired"]
 
 _SAVE: Final = """
-INSERT INTO outbox.checkpoint AS c (projector, generation, topic, partition, "offset")
-SELECT %(projector)s, %(generation)s, t, p, o
-FROM unnest(%(topics)s::text[], %(partitions)s::int[], %(offsets)s::bigint[]) AS r (t, p, o)
+INSERT INTO outbox.checkpoint AS c (projector, generation, topic, partition, "offset", incarnation)
+SELECT %(projector)s, %(generation)s, t, p, o, i
+FROM unnest(%(topics)s::text[], %(partitions)s::int[], %(offsets)s::bigint[], %(incarnations)s::text[])
+    AS r (t, p, o, i)
 ON CONFLICT (projector, generation, topic, partition) DO UPDATE
-SET "offset" = excluded."offset", at = clock_timestamp() WHERE c."offset" < excluded."offset"
+SET "offset" = excluded."offset", incarnation = coalesce(excluded.incarnation, c.incarnation), at = clock_timestamp()
+WHERE c."offset" < excluded."offset" AND coalesce(c.incarnation = excluded.incarnation, true)
 """
 _START: Final = """
 INSERT INTO outbox.checkpoint (projector, generation, topic, partition, "offset")
@@ -159,9 +162,17 @@ def checkpoints(connection: Connection, projector: str, generation: str) -> dict
 
 
 def save_checkpoints(
-    connection: Connection, projector: str, generation: str, offsets: Mapping[TopicPartition, int]
+    connection: Connection,
+    projector: str,
+    generation: str,
+    offsets: Mapping[TopicPartition, int],
+    incarnations: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Everything below these offsets is applied. A checkpoint never goes back."""
+    """Everything below these offsets is applied. A checkpoint never goes back.
+
+    ``incarnations``: of the topics, as far as known. One that was made again is another topic: a member that has
+    not noticed yet writes nothing.
+    """
     connection.execute(
         _SAVE,
         {
@@ -170,6 +181,7 @@ def save_checkpoints(
             "topics": [tp.topic for tp in offsets],
             "partitions": [tp.partition for tp in offsets],
             "offsets": list(offsets.values()),
+            "incarnations": [incarnations.get(tp.topic) for tp in offsets],
         },
     )
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
@@ -23,15 +23,18 @@ from outbox.database import Connection, check_migrated, connect, first_line
 from outbox.envelope import read_event
 from outbox.errors import BrokerError, BrokerUnavailable, DatabaseError, InvalidEvent, StoreError, WaitTimeout
 from outbox.event import Event
+from outbox.log.identity import check_identity
 from outbox.log.read import read_below, read_stream
 from projectors import ledger
 from projectors.decoding import Deferring
 from projectors.folding import Failure, Folding
+from projectors.horizon import Horizon
 from projectors.ledger import DeadLetter
 from projectors.pipeline import Pipeline, Plan
 from projectors.resilience import Pace, Resilience, resilient
 from projectors.sinks.protocol import Sink
 from projectors.skipping import skipping
+from projectors.witness import Witness
 
 log = structlog.get_logger("outbox.projector")
 
@@ -62,6 +65,8 @@ class Stations:
     registry: Registry
     resilience: Resilience
     group_prefix: str = "outbox"
+    witness: Witness | None = field(default_factory=Witness)
+    """What the projector knows of the log by itself; None while a reconcile works on a log that went back."""
     poll_s: float = 0.2
     rest_s: float = 1.0
 
@@ -93,12 +98,18 @@ class Session:
         stack.callback(broker.close)
         self._consumer = self._join(broker)
         stack.callback(self._consumer.close)
+        self._horizon = Horizon(self._plan, generation, broker, self._log, self._state, stations.witness)
+        if stations.witness is not None:
+            stack.callback(stations.witness.keep)
+        self._parked = ledger.parked(self._state, plan.name, generation)
+        self._horizon.open(self._registry, self._pipeline.apply, self._parked, stop)
         self._assigned: frozenset[TopicPartition] = frozenset()
 
     def step(self) -> int:
         """Take one batch through; returns its number of messages.
 
-        1. Poll. A crash leaves nothing.
+        1. Poll, and see that nothing is missing and nothing is too much (:mod:`projectors.horizon`). A crash
+           leaves nothing.
         2. Apply (:meth:`Pipeline.apply`), all but the events of parked streams. A crash leaves any part
            applied; it is read again.
         3. Checkpoint in PostgreSQL, in one transaction with a look whether what was left out is still parked.
@@ -109,6 +120,7 @@ class Session:
         self._notice_assignment()
         if not deliveries:
             return 0
+        self._horizon.check(deliveries)
         left_out = {d.key for d in deliveries} & self._parked
         self._apply(d for d in deliveries if d.key not in left_out)
         offsets = {TopicPartition(d.topic, d.partition): d.offset + 1 for d in deliveries}
@@ -116,6 +128,7 @@ class Session:
             left_out -= freed
             self._parked -= freed
             self._apply(d for d in deliveries if d.key in freed)
+        self._horizon.applied(deliveries)
         self._consumer.commit(offsets)
         return len(deliveries)
 
@@ -146,6 +159,10 @@ class Session:
                 asked = stream is not None
         return tried
 
+    def look(self) -> None:
+        """See whether broker and log are still what they were, without waiting for a message to tell."""
+        self._horizon.look()
+
     def healthy(self, health: str = "ok") -> None:
         """Say how it goes."""
         ledger.note_health(self._state, self._plan.name, self._plan.store, health)
@@ -156,7 +173,8 @@ class Session:
 
     def _start(self, partition: TopicPartition) -> int | None:
         # Asked by the broker's client at each assignment: the checkpoint as of now, not as of when we began.
-        return ledger.checkpoints(self._state, self._plan.name, self._generation).get(partition)
+        at = ledger.checkpoints(self._state, self._plan.name, self._generation).get(partition)
+        return self._horizon.starts(partition, at)
 
     def _notice_assignment(self) -> None:
         """With new partitions come the streams that other members have parked.
@@ -189,7 +207,8 @@ class Session:
             held = ledger.hold_parked(self._state, self._plan.name, self._generation, left_out) if left_out else set()
             if freed := left_out - held:
                 return freed
-            ledger.save_checkpoints(self._state, self._plan.name, self._generation, offsets)
+            known = self._horizon.incarnations
+            ledger.save_checkpoints(self._state, self._plan.name, self._generation, offsets, known)
         return set()
 
     def _redrive(self, stream: str) -> None:
@@ -241,6 +260,8 @@ class Runner:
                 rest_s = min(rest_s * 2, self._stations.rest_s * REST_FACTOR_MAX)
 
     def _session(self, stop: threading.Event) -> None:
+        with ExitStack() as stack:  # before a first build, which would load over what a lost log has left in the store
+            check_identity(opened(stack, self._stations.dsn))
         generation = self._bootstrap(stop)
         if stop.is_set():
             return
@@ -253,6 +274,7 @@ class Runner:
                 now = time.monotonic()
                 if now - looked > LOOK_S:
                     looked = now
+                    session.look()
                     session.redrive()
                     if not session.serves():
                         return

@@ -26,6 +26,7 @@ from projectors.rebuild import first_build
 from projectors.resilience import Resilience
 from projectors.runner import Runner, Stations
 from projectors.sinks.protocol import Sink
+from projectors.witness import Witness
 
 BUILT_IN: Final[Mapping[str, Callable[[tuple[str, ...]], Projection]]] = {
     "vectors": EntityVectors,
@@ -33,6 +34,8 @@ BUILT_IN: Final[Mapping[str, Callable[[tuple[str, ...]], Projection]]] = {
     "documents": EntityDocuments,
 }
 EMBEDDED: Final = {"vectors": "chroma", "graph": "ladybug", "documents": "tantivy"}
+WITNESSES: Final = "witness"
+"""The folder, in the data folder, of what each projector knows of the log by itself."""
 SERVERS: Final = {"vectors": "chroma", "graph": "neo4j", "documents": "elasticsearch"}
 
 
@@ -81,7 +84,18 @@ class ReadSide:
             registry=self.write.registry,
             resilience=Resilience(batch=self._of(name).batch),
             group_prefix=self.settings.prefix,
+            witness=Witness(self._witness_path(name)),
         )
+
+    @property
+    def witnesses(self) -> Path:
+        """The folder of what each projector knows of the log by itself; there is none on servers."""
+        return self.settings.data_dir / WITNESSES
+
+    def _witness_path(self, name: str) -> Path | None:
+        """Beside the embedded stores; where they are servers, the broker is a witness that outlives us."""
+        embedded = self.settings.mode == "embedded" and self.settings.data_dir.is_dir()
+        return self.witnesses / f"{name}.json" if embedded else None
 
     def runner(self, name: str) -> Runner:
         """The projector, ready to run; it builds its first generation by itself."""

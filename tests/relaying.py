@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 
-from outbox.broker.protocol import Message, TopicPartition
+from outbox.broker.protocol import Delivery, Message, TopicPartition
 from outbox.database import connected
 from outbox.errors import BrokerUnavailable, MessageRefused
 from outbox.relay.engines import open_engine
@@ -49,13 +49,12 @@ class Recorder:
         return self
 
     def ends(self, topics: Sequence[str]) -> dict[TopicPartition, int]:
-        """It keeps no topics, so a relay that begins has nothing to compare with."""
-        return {}
-
-    def ends(self, topics: Sequence[str]) -> dict[TopicPartition, int]:
         with self.lock:
             last = {m.topic: n for n, m in enumerate(self.messages)}
         return {TopicPartition(topic, 0): last[topic] + 1 for topic in topics if topic in last}
+
+    def consumer(self, group: str, topics: Sequence[str], start: Callable[[TopicPartition], int | None]) -> Replay:
+        return Replay(self, {TopicPartition(t, 0): start(TopicPartition(t, 0)) or 0 for t in topics})
 
     def close(self) -> None:
         pass
@@ -65,6 +64,31 @@ class Recorder:
 
     def versions(self, stream: str) -> list[int]:
         return [int(dict(m.headers)["version"]) for m in self.messages if m.key == stream]
+
+
+class Replay:
+    """Reads what a recorder holds."""
+
+    def __init__(self, recorder: Recorder, places: dict[TopicPartition, int]) -> None:
+        self._recorder = recorder
+        self._places = places
+
+    def poll(self, max_messages: int, timeout_s: float) -> list[Delivery]:
+        with self._recorder.lock:
+            found = [
+                Delivery(m.topic, 0, n, m.key, m.value, dict(m.headers))
+                for n, m in enumerate(self._recorder.messages)
+                if n >= self._places.get(TopicPartition(m.topic, 0), n + 1)
+            ][:max_messages]
+        for delivery in found:
+            self._places[TopicPartition(delivery.topic, 0)] = delivery.offset + 1
+        return found
+
+    def assignment(self) -> frozenset[TopicPartition]:
+        return frozenset(self._places)
+
+    def close(self) -> None:
+        pass
 
 
 def first_occurrences(values: Sequence[Any]) -> list[Any]:

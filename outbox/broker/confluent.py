@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from outbox.broker.confluent_consumer import ConfluentConsumer
 from outbox.broker.confluent_producer import ConfluentProducer
 from outbox.broker.librdkafka import load_library, opened, refused, unavailable
-from outbox.broker.protocol import Consumer, Producer, Start, TopicPartition
+from outbox.broker.protocol import Consumer, Producer, Range, Start, TopicPartition
 from outbox.broker.settings import KafkaSettings
 from outbox.broker.topics import TopicRefused, Topics
 from outbox.errors import BrokerError, BrokerUnavailable
@@ -65,16 +65,36 @@ class ConfluentBroker:
         """The end of every partition, as a reader of committed messages sees it."""
         return self._settling()(self._ends, topics)
 
+    def ranges(self, topics: Sequence[str]) -> Mapping[TopicPartition, Range]:
+        """See the protocol."""
+        return self._settling()(self._ranges, topics)
+
     def close(self) -> None:
         """Let go of the connection that looks after topics."""
         self._admin_client = None
 
     def _ends(self, topics: Sequence[str]) -> dict[TopicPartition, int]:
-        partitions = [(topic, p) for topic, count in self._find(topics).items() for p in range(count)]
+        partitions = [TopicPartition(topic, p) for topic, count in self._find(topics).items() for p in range(count)]
+        return self._offsets(partitions, "latest")
+
+    def _ranges(self, topics: Sequence[str]) -> dict[TopicPartition, Range]:
+        incarnations = {
+            TopicPartition(topic, p): str(described.topic_id)
+            for topic, described in self._described(topics).items()
+            for p in range(len(described.partitions))
+        }
+        # Earliest ones first, so that a range is never turned round.
+        earliest = self._offsets(list(incarnations), "earliest")
+        ends = self._offsets(list(incarnations), "latest")
+        return {tp: Range(incarnations[tp], earliest[tp], ends[tp]) for tp in earliest.keys() & ends.keys()}
+
+    def _offsets(
+        self, partitions: Sequence[TopicPartition], which: Literal["earliest", "latest"]
+    ) -> dict[TopicPartition, int]:
         if not partitions:
             return {}
-        admin = import_module("confluent_kafka.admin")
-        request = {self._library.TopicPartition(t, p): admin.OffsetSpec.latest() for t, p in partitions}
+        spec = getattr(import_module("confluent_kafka.admin").OffsetSpec, which)()
+        request = {self._library.TopicPartition(*tp): spec for tp in partitions}
         futures = self._admin().list_offsets(request, **self._bounded())
         try:
             return {TopicPartition(tp.topic, tp.partition): self._result(f).offset for tp, f in futures.items()}
@@ -99,13 +119,16 @@ class ConfluentBroker:
         return {"request_timeout": self._settings.timeout_s}
 
     def _find(self, topics: Sequence[str]) -> dict[str, int]:
+        return {topic: len(described.partitions) for topic, described in self._described(topics).items()}
+
+    def _described(self, topics: Sequence[str]) -> dict[str, Any]:
         if not topics:
             return {}
         futures = self._admin().describe_topics(self._library.TopicCollection(list(topics)), **self._bounded())
         found = {}
         for topic, future in futures.items():
             try:
-                found[topic] = len(self._result(future).partitions)
+                found[topic] = self._result(future)
             except self._library.KafkaException as error:
                 if error.args[0].name() not in MISSING:
                     raise TopicRefused(topic, error.args[0].str()) from error

@@ -12,7 +12,7 @@ from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 from outbox.broker.kafka_python_consumer import KafkaPythonConsumer
 from outbox.broker.kafka_python_errors import connection_options, translated
 from outbox.broker.kafka_python_producer import KafkaPythonProducer
-from outbox.broker.protocol import Consumer, Producer, Start, TopicPartition
+from outbox.broker.protocol import Consumer, Producer, Range, Start, TopicPartition
 from outbox.broker.settings import KafkaSettings
 from outbox.broker.topics import TopicRefused, Topics
 from outbox.errors import BrokerError, OutboxError
@@ -41,12 +41,19 @@ class KafkaPythonBroker:
 
     def ends(self, topics: Sequence[str]) -> Mapping[TopicPartition, int]:
         """The end of every partition, as a reader of committed messages sees it."""
-        partitions = [KafkaTopicPartition(t, p) for t, count in self._find(topics).items() for p in range(count)]
-        if not partitions:
-            return {}
-        wanted = dict.fromkeys(partitions, OffsetSpec.LATEST)
-        found = self._asked(lambda admin: admin.list_partition_offsets(wanted, IsolationLevel.READ_COMMITTED))
-        return {TopicPartition(tp.topic, tp.partition): at.offset for tp, at in found.items()}
+        partitions = [TopicPartition(t, p) for t, count in self._find(topics).items() for p in range(count)]
+        return self._offsets(partitions, OffsetSpec.LATEST)
+
+    def ranges(self, topics: Sequence[str]) -> Mapping[TopicPartition, Range]:
+        """See the protocol. Earliest offsets are asked for first, so that a range is never turned round."""
+        incarnations = {
+            TopicPartition(topic, p): str(described["topic_id"])
+            for topic, described in self._described(topics).items()
+            for p in range(len(described["partitions"]))
+        }
+        earliest = self._offsets(list(incarnations), OffsetSpec.EARLIEST)
+        ends = self._offsets(list(incarnations), OffsetSpec.LATEST)
+        return {tp: Range(incarnations[tp], earliest[tp], ends[tp]) for tp in earliest.keys() & ends.keys()}
 
     def close(self) -> None:
         """Close the connection that looks after topics."""
@@ -55,10 +62,20 @@ class KafkaPythonBroker:
             admin.close()
 
     def _find(self, topics: Sequence[str]) -> dict[str, int]:
+        return {topic: len(described["partitions"]) for topic, described in self._described(topics).items()}
+
+    def _described(self, topics: Sequence[str]) -> dict[str, Any]:
         if not topics:
             return {}
         described = self._asked(lambda admin: admin.describe_topics(list(topics)))
-        return {topic["name"]: len(topic["partitions"]) for topic in described if not topic["error_code"]}
+        return {topic["name"]: topic for topic in described if not topic["error_code"]}
+
+    def _offsets(self, partitions: Sequence[TopicPartition], spec: OffsetSpec) -> dict[TopicPartition, int]:
+        if not partitions:
+            return {}
+        wanted = {KafkaTopicPartition(*tp): spec for tp in partitions}
+        found = self._asked(lambda admin: admin.list_partition_offsets(wanted, IsolationLevel.READ_COMMITTED))
+        return {TopicPartition(tp.topic, tp.partition): at.offset for tp, at in found.items()}
 
     def _make(self, topics: Sequence[str]) -> None:
         settings = self._settings

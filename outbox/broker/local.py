@@ -10,9 +10,9 @@ from outbox.broker.local_link import Link
 from outbox.broker.local_producer import LocalProducer
 from outbox.broker.local_pulse import Pulse
 from outbox.broker.local_settings import LocalSettings
-from outbox.broker.local_topics import ends, ensure_topics
+from outbox.broker.local_topics import ends, ensure_topics, ranges
 from outbox.broker.local_trim import trim
-from outbox.broker.protocol import Consumer, Producer, Start, TopicPartition
+from outbox.broker.protocol import Consumer, Producer, Range, Start, TopicPartition
 from outbox.broker.topics import TopicRefused
 from outbox.errors import BrokerError
 
@@ -53,6 +53,11 @@ class LocalBroker:
         """The offset the next message of each partition will get."""
         with self._link.use() as connection:
             return ends(connection, topics)
+
+    def ranges(self, topics: Sequence[str]) -> Mapping[TopicPartition, Range]:
+        """See the protocol."""
+        with self._link.use() as connection:
+            return ranges(connection, topics)
 
     def trim(self, keep_messages: int) -> int:
         """Empty table partitions whose messages are all older than the newest ``keep_messages``; how many.

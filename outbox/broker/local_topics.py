@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import psycopg
 
-from outbox.broker.protocol import TopicPartition
+from outbox.broker.protocol import Range, TopicPartition
 from outbox.broker.topics import TopicRefused
 
 NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
@@ -29,6 +29,15 @@ WHERE t.topic = ANY(%s) ORDER BY 1, 2 ON CONFLICT DO NOTHING
 
 ENDS: Final = """
 SELECT t.topic, p.partition, p.next_offset FROM outbox.broker_topic t JOIN outbox.broker_partition p USING (topic_id)
+WHERE t.topic = ANY(%s)
+"""
+
+RANGES: Final = """
+SELECT t.topic, p.partition, t.topic_id::text,
+       coalesce((SELECT b."offset" FROM outbox.broker_message b
+                 WHERE b.topic_id = p.topic_id AND b.partition = p.partition ORDER BY b."offset" LIMIT 1),
+                p.next_offset), p.next_offset
+FROM outbox.broker_topic t JOIN outbox.broker_partition p USING (topic_id)
 WHERE t.topic = ANY(%s)
 """
 
@@ -63,3 +72,8 @@ def ensure_topics(connection: psycopg.Connection[Any], topics: Sequence[str], pa
 def ends(connection: psycopg.Connection[Any], topics: Sequence[str]) -> Mapping[TopicPartition, int]:
     """The offset that the next message of each partition will get."""
     return {TopicPartition(row[0], row[1]): row[2] for row in connection.execute(ENDS, [list(topics)])}
+
+
+def ranges(connection: psycopg.Connection[Any], topics: Sequence[str]) -> Mapping[TopicPartition, Range]:
+    """What each partition holds."""
+    return {TopicPartition(t, p): Range(*rest) for t, p, *rest in connection.execute(RANGES, [list(topics)])}

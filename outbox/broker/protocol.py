@@ -18,6 +18,16 @@ class TopicPartition(NamedTuple):
     partition: int
 
 
+class Range(NamedTuple):
+    """What a partition holds."""
+
+    incarnation: str
+    """Of its topic: another one once the topic was deleted and made again, whatever its offsets are."""
+    earliest: int
+    end: int
+    """The offset the next message will get."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One message to publish. ``key`` decides its partition and its order."""
@@ -95,6 +105,9 @@ class Broker(Protocol):
 
     def ends(self, topics: Sequence[str]) -> Mapping[TopicPartition, int]:
         """The offset the next message of each partition will get; topics that do not exist are left out."""
+
+    def ranges(self, topics: Sequence[str]) -> Mapping[TopicPartition, Range]:
+        """What each partition holds; topics that do not exist are left out."""
 
     def close(self) -> None:
         """Release what the broker object itself holds."""

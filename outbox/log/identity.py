@@ -9,17 +9,21 @@ writes that down here. From then on relay and projectors refuse to work until ``
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
 import psycopg
 
+from outbox.broker.protocol import Delivery
 from outbox.database import Connection, not_migrated
 from outbox.errors import LogWentBack
 
 REMEDY: Final = "stop what appends, run `outbox reconcile`, then start everything again"
+
+LOST: Final = "which the log does not have: PostgreSQL was restored to an earlier moment"
 
 _HERE: Final = """
 SELECT log_id, system_identifier, timeline, halted, cut_at,
@@ -28,9 +32,10 @@ SELECT log_id, system_identifier, timeline, halted, cut_at,
 FROM outbox.log_identity
 """
 # The first reason stays. Every lease is fenced, so that a leader that has not noticed writes nothing more.
-_HALT: Final = (
-    "UPDATE outbox.log_identity SET halted = coalesce(halted, %s), cut_at = coalesce(cut_at, clock_timestamp())"
-)
+_HALT: Final = """
+UPDATE outbox.log_identity SET halted = coalesce(halted, %s),
+    cut_at = CASE WHEN halted IS NULL THEN clock_timestamp() ELSE coalesce(cut_at, clock_timestamp()) END
+"""
 _FENCE: Final = "UPDATE outbox.lease SET epoch = epoch + 1, expires_at = '-infinity'"
 _ACCEPT: Final = "UPDATE outbox.log_identity SET timeline = %s WHERE halted IS NULL"
 _UNKNOWN: Final = """
@@ -51,7 +56,7 @@ class Identity:
     timeline: int
     halted: str | None
     cut_at: datetime | None
-    """Set by the first halt: generations made before it may hold events that the log has lost."""
+    """When it was halted last: generations made before may hold events that the log has lost."""
     system_now: int
     timeline_now: int
 
@@ -100,10 +105,16 @@ def check_identity(connection: Connection) -> Identity:
             f"the log was moved from PostgreSQL system {found.system_identifier} to {found.system_now},"
             " whose transaction ids are others",
         )
-    ahead = connection.execute(_AHEAD).fetchone()
+    ahead = cursor_ahead(connection)
     if ahead is not None:
-        raise halt(connection, f"the cursor of relay {ahead[0]!r} is ahead of every transaction: PostgreSQL went back")
+        raise halt(connection, f"the cursor of relay {ahead!r} is ahead of every transaction: PostgreSQL went back")
     return found
+
+
+def cursor_ahead(connection: Connection) -> str | None:
+    """The first relay whose cursor is ahead of every transaction there is, if one is."""
+    row = connection.execute(_AHEAD).fetchone()
+    return str(row[0]) if row else None
 
 
 def accept_timeline(connection: Connection, timeline: int) -> None:
@@ -115,3 +126,12 @@ def unknown_event(connection: Connection, ids: Sequence[uuid.UUID]) -> uuid.UUID
     """The first of these events that the log does not have; None if it has all."""
     row = connection.execute(_UNKNOWN, [list(ids)]).fetchone() if ids else None
     return row[0] if row else None
+
+
+def event_ids(deliveries: Iterable[Delivery]) -> list[uuid.UUID]:
+    """The ids of those that are events."""
+    found = []
+    for delivery in deliveries:
+        with suppress(KeyError, ValueError):
+            found.append(uuid.UUID(delivery.headers["id"].decode()))
+    return found

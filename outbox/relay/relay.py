@@ -14,6 +14,7 @@ from outbox.database import Connection, check_migrated, connected, first_line
 from outbox.errors import BrokerUnavailable, DatabaseError, Fenced
 from outbox.metrics import RELAY_ERRORS, RELAY_LEADER
 from outbox.relay.engines import open_engine
+from outbox.relay.horizon import check_log
 from outbox.relay.leader import Engine, Leader
 from outbox.relay.lease import Keeper, Lease, new_holder, take
 from outbox.relay.settings import RelaySettings
@@ -35,7 +36,8 @@ class Relay:
     def run(self, stop: threading.Event, *, drain: bool = False) -> None:
         """Lead whenever the lease is free.
 
-        Failures of the broker or the database are logged and tried again; nothing else is caught. ``drain``:
+        Failures of the broker or the database are logged and tried again; nothing else is caught, so a log that
+        went back (:class:`~outbox.errors.LogWentBack`) ends it. ``drain``:
         wait for the lease, publish, return once nothing is left, and raise the first failure instead.
         """
         while not stop.is_set():
@@ -69,6 +71,7 @@ class Relay:
             keeper = stack.enter_context(Keeper(self._dsn, lease))
             broker = self._broker()
             stack.callback(broker.close)
+            check_log(connection, broker, self._settings.prefix)
             engine = stack.enter_context(open_engine(self._dsn, lease, self._settings, drain=drain))
             producer = broker.producer()
             stack.callback(producer.close)

@@ -17,6 +17,7 @@ from outbox.cli.context import Json, print_json
 from outbox.errors import OutboxError, SettingsError
 from projectors.cli.asking import ask
 from projectors.cli.dead_letters import dead_letters
+from projectors.cli.reconcile import reconcile
 
 
 def register(app: typer.Typer) -> None:
@@ -28,6 +29,7 @@ def register(app: typer.Typer) -> None:
         "status": status,
         "verify": verify,
         "rebuild": rebuild,
+        "reconcile": reconcile,
         "demo": demo,
     }
     for name, command in commands.items():

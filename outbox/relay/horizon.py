@@ -1,0 +1,92 @@
+"""Does the broker hold events that the log does not have? Asked by a relay before it publishes anything.
+
+The map of what is published is written just behind the broker, so a relay that was killed leaves some messages
+beyond it, and those are in the log. If PostgreSQL was restored to an earlier moment, the map is as old as the
+log, and beyond it lies what the log has lost.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from outbox.broker.local import LocalBroker
+from outbox.broker.protocol import Broker, Consumer, Delivery, TopicPartition
+from outbox.database import Connection
+from outbox.log.identity import LOST, accept_timeline, check_identity, event_ids, halt, unknown_event
+
+TAIL_MESSAGES_MAX: Final = 1_000
+"""Read at the end of each partition: what is lost is the newest."""
+
+QUIET_S: Final = 1.5
+"""What has not come by then since the last message is no message: transactions leave marks in the offsets."""
+
+JOIN_S: Final = 10.0
+"""A group's first message may take a rebalance."""
+
+READ_S: Final = 30.0
+POLL_S: Final = 0.2
+
+
+def check_log(connection: Connection, broker: Broker, prefix: str) -> None:
+    """Return if this log may be published as far as database and broker can tell.
+
+    A server that was promoted is accepted if the broker has nothing that the log lacks. The local broker lives in
+    the same database and knows no more than that; projectors ask their stores. Raises
+    :class:`~outbox.errors.LogWentBack` after writing it down for all.
+    """
+    identity = check_identity(connection)
+    if isinstance(broker, LocalBroker):
+        return
+    tail = _unexplained(connection, broker)
+    if tail:
+        _check_tail(connection, broker, prefix, tail)
+    if identity.promoted:
+        accept_timeline(connection, identity.timeline_now)
+
+
+def _unexplained(connection: Connection, broker: Broker) -> dict[TopicPartition, tuple[int, int]]:
+    """First and end offset of what lies beyond the map, by partition; of a long tail, its end."""
+    rows = connection.execute('SELECT topic, partition, "offset" + 1 FROM outbox.published')
+    published = {TopicPartition(t, p): offset for t, p, offset in rows}
+    found = {}
+    for tp, end in broker.ends(sorted({tp.topic for tp in published})).items():
+        if end > published.get(tp, 0):
+            found[tp] = max(published.get(tp, 0), end - TAIL_MESSAGES_MAX), end
+    return found
+
+
+def _check_tail(
+    connection: Connection, broker: Broker, prefix: str, tail: Mapping[TopicPartition, tuple[int, int]]
+) -> None:
+    topics = sorted({tp.topic for tp in tail})
+    # Partitions without a tail begin at their end: nothing of them is wanted.
+    starts = {**broker.ends(topics), **{tp: first for tp, (first, _) in tail.items()}}
+
+    def start(partition: TopicPartition) -> int | None:
+        return starts.get(partition)
+
+    consumer = broker.consumer(f"{prefix}.horizon", topics, start)
+    try:
+        for deliveries in _read(consumer, {tp: end for tp, (_, end) in tail.items()}):
+            unknown = unknown_event(connection, event_ids(deliveries))
+            if unknown is not None:
+                raise halt(connection, f"the broker holds event {unknown}, {LOST}")
+    finally:
+        consumer.close()
+
+
+def _read(consumer: Consumer, left: dict[TopicPartition, int]) -> Iterator[Sequence[Delivery]]:
+    """Batches, until every partition is read up to its end, or nothing more comes."""
+    deadline, quiet_at = time.monotonic() + READ_S, time.monotonic() + JOIN_S
+    while left and time.monotonic() < min(deadline, quiet_at):
+        deliveries = consumer.poll(TAIL_MESSAGES_MAX, POLL_S)
+        yield deliveries
+        for delivery in deliveries:
+            tp = TopicPartition(delivery.topic, delivery.partition)
+            if delivery.offset + 1 >= left.get(tp, 0):
+                left.pop(tp, None)
+        soon = time.monotonic() + QUIET_S
+        if deliveries or (consumer.assignment() and quiet_at > soon):
+            quiet_at = soon
