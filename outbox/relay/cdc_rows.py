@@ -7,7 +7,6 @@ its id, until they are published, and are read from there.
 
 from __future__ import annotations
 
-import struct
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,7 +28,6 @@ HELD_BYTES: Final = 16 << 20
 SCHEMA: Final = "outbox"
 _OUTBOX: Final = ("seq", "xid", "position", "topic", "key", "headers", "payload")
 _EVENT: Final = ("position", "stream", "version", "type", "id", "data", "meta", "at")
-_LONG: Final = struct.Struct("!q").unpack
 _YEAR_2000: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
 _Pick = Callable[[Any], tuple[Any, ...]]
@@ -84,10 +82,14 @@ class Assembly:
         return None
 
     def _insert(self, insert: Insert, size: int) -> None:
-        outbox, pick = self._table(insert.relation)
-        if insert.xid:
+        relation, new, xid = insert
+        found = self._tables.get(relation.id)
+        if found is None or found[0] is not relation:
+            found = self._known(relation)
+        _, outbox, pick = found
+        if xid:
             if outbox and self._streamed[self._block] is None:
-                self._streamed[self._block] = _number(pick(insert.new)[1])
+                self._streamed[self._block] = _number(pick(new)[1])
             return
         self._bytes += size
         if self._whole and (len(self._rows) >= HELD_ROWS or self._bytes >= HELD_BYTES):
@@ -95,14 +97,14 @@ class Assembly:
             self._rows.clear()
             self._events.clear()
         if outbox:
-            self._list(pick(insert.new))
+            self._list(*pick(new))
         elif self._whole:
-            event = pick(insert.new)
+            event = pick(new)
             self._events[_number(event[0])] = event
 
-    def _list(self, row: tuple[Any, ...]) -> None:
-        seq, xid, position, *plain = row
-        self._xid = _number(xid)
+    def _list(self, seq: bytes, xid: bytes, position: bytes | None, *plain: Any) -> None:
+        if self._xid is None:
+            self._xid = _number(xid)
         if self._whole:
             self._rows.append((_number(seq), None if position is None else _number(position), plain))
 
@@ -122,7 +124,7 @@ class Assembly:
         self._rows, self._events = [], {}
         self._bytes, self._whole = 0, True
 
-    def _outbox_row(self, seq: int, position: int | None, plain: list[Any]) -> OutboxRow:
+    def _outbox_row(self, seq: int, position: int | None, plain: tuple[Any, ...]) -> OutboxRow:
         if position is None:
             return OutboxRow(seq, None, _plain(*plain))
         _, stream, version, type_, id_, data, meta, at = self._events[position]
@@ -139,16 +141,14 @@ class Assembly:
         )
         return OutboxRow(seq, position, message)
 
-    def _table(self, relation: Relation) -> tuple[bool, _Pick]:
-        """Whether the table is the outbox (else it is the log), and what picks its columns by name."""
-        found = self._tables.get(relation.id)
-        if found is None or found[0] is not relation:
-            outbox = relation.name == "outbox"
-            if relation.schema != SCHEMA or relation.name not in {"outbox", "event"}:
-                raise DatabaseError(f"the relay's publication holds a foreign table, {relation.schema}.{relation.name}")
-            places = [relation.names.index(name) for name in (_OUTBOX if outbox else _EVENT)]
-            found = self._tables[relation.id] = (relation, outbox, itemgetter(*places))
-        return found[1], found[2]
+    def _known(self, relation: Relation) -> tuple[Relation, bool, _Pick]:
+        """The table, whether it is the outbox (else it is the log), and what picks its columns by name."""
+        outbox = relation.name == "outbox"
+        if relation.schema != SCHEMA or relation.name not in {"outbox", "event"}:
+            raise DatabaseError(f"the relay's publication holds a foreign table, {relation.schema}.{relation.name}")
+        places = [relation.names.index(name) for name in (_OUTBOX if outbox else _EVENT)]
+        found = self._tables[relation.id] = (relation, outbox, itemgetter(*places))
+        return found
 
 
 def _plain(topic: bytes, key: bytes | None, headers: bytes | None, payload: bytes | None) -> Any:
@@ -157,4 +157,4 @@ def _plain(topic: bytes, key: bytes | None, headers: bytes | None, payload: byte
 
 
 def _number(value: bytes) -> int:
-    return int(_LONG(value)[0])
+    return int.from_bytes(value, "big", signed=True)

@@ -106,11 +106,13 @@ class Decoder:
     # Rows: the path that must be quick, so the parts are written out.
 
     def _insert(self, data: bytes) -> Insert:
-        xid, at = self._begun(data)
+        xid, at = self._begun(data) if self._stream else (0, 1)
         relation = self._known(_INT(data, at)[0])
-        _expect(data[at + 4] == _NEW, "an insert without its row")
+        if data[at + 4] != _NEW:
+            raise ValueError("an insert without its row")
         new, end = _row(data, at + 5)
-        _ended(data, end)
+        if end != len(data):
+            _ended(data, end)
         return Insert(relation, new, xid)
 
     def _update(self, data: bytes) -> Update:
@@ -222,15 +224,20 @@ def _row(data: bytes, at: int) -> tuple[Row, int]:
     values: list[Value] = []
     for _ in range(count):
         kind = data[at]
-        at += 1
-        if kind == _NULL:
+        if kind == _BINARY:
+            begin = at + 5
+            at = begin + _INT(data, at + 1)[0]
+            values.append(data[begin:at])
+        elif kind == _TEXT:
+            begin = at + 5
+            at = begin + _INT(data, at + 1)[0]
+            values.append(data[begin:at].decode())
+        elif kind == _NULL:
             values.append(None)
+            at += 1
         elif kind == _TOAST:
             values.append(UNCHANGED)
-        elif kind in (_TEXT, _BINARY):
-            begin = at + 4
-            at = begin + _INT(data, at)[0]
-            values.append(data[begin:at] if kind == _BINARY else data[begin:at].decode())
+            at += 1
         else:
             raise ValueError(f"a column of unknown kind {kind}")
     return tuple(values), at

@@ -116,9 +116,9 @@ class Replication:
 
     def receive(self) -> bytes | None:
         """The next message of the output plugin, or None if nothing more has come yet. Keepalives are answered."""
-        looked = False
+        looked, take = False, self._pg.get_copy_data
         while True:
-            count, frame = self._pg.get_copy_data(1)
+            count, frame = take(1)
             if count > 0:
                 if frame[0] == _XLOG:
                     return bytes(frame[_XLOG_HEADER_BYTES:])

@@ -639,6 +639,7 @@ def test_draining_takes_the_tables_and_leaves_the_slot_for_the_stream_to_go_on(d
     with leading(dsn, recorder, CDC) as leader:
         streaming(leader)
         made = slots(producer)
+    producer.execute("CREATE TABLE noise AS SELECT n FROM generate_series(1, 300000) n")  # takes a stream its time
     append(producer, "order-1", [event() for _ in range(30)])
     Relay(dsn, lambda: recorder, replace(CDC, lease_s=0.5)).run(threading.Event(), drain=True)
     assert recorder.versions("order-1") == list(range(1, 31))
@@ -782,6 +783,7 @@ def test_a_slot_is_not_waited_for_when_the_relay_stops(dsn, producer):
         slow.execute("SELECT pg_current_xact_id()")
         replication = Replication(dsn, connection)
         replication.make_slot("outbox_test_" + producer.info.dbname[-12:])
+        until(lambda: slots(producer))
         assert replication.made() is None
         begun = time.monotonic()
         replication.close()
