@@ -208,7 +208,7 @@ class CdcEngine:
         with self._connection.transaction():
             self._connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             self._connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(exported)))
-            return Snapshot(self._ask("SELECT pg_current_snapshot()::text")[0])
+            return Snapshot.exported(self._ask("SELECT pg_current_snapshot()::text")[0])
 
     def _covered(self, seen: Snapshot) -> bool:
         return bool(self._ask(_COVERED, seen.text)[0])

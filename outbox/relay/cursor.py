@@ -45,6 +45,13 @@ class Snapshot:
         waiting = sorted(in_progress)
         return cls(f"{waiting[0] if waiting else xmax}:{xmax}:{','.join(map(str, waiting))}")
 
+    @classmethod
+    def exported(cls, text: str) -> Self:
+        """That of a new slot. Its xmin may lie past its xmax, if nothing has committed in between; which means that all
+        below xmin is over, but is no valid ``pg_snapshot``."""
+        found = cls(text)
+        return cls.of(max(found.xmin, found.xmax), map(int, found.in_progress))
+
     def sees(self, xid: int) -> bool:
         """As ``pg_visible_in_snapshot``."""
         return xid < self.xmin or (xid < self.xmax and str(xid) not in self.in_progress)

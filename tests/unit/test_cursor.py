@@ -31,6 +31,13 @@ def test_the_beginning_is_before_every_transaction():
     assert (BEGINNING.xmin, BEGINNING.xmax, BEGINNING.in_progress) == (3, 3, [])
 
 
+@pytest.mark.parametrize(
+    ("text", "valid"), [("25340:25339:", "25340:25340:"), ("10:20:10,14", "10:20:10,14"), ("9:20:10,14", "10:20:10,14")]
+)
+def test_the_snapshot_of_a_new_slot_becomes_one_that_postgres_takes_back(text, valid):
+    assert Snapshot.exported(text) == Snapshot(valid)
+
+
 SNAPSHOTS = st.builds(
     lambda waiting, beyond: Snapshot.of(max(waiting, default=3) + beyond, waiting),
     st.sets(st.integers(3, 60), max_size=12),
