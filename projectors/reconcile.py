@@ -61,7 +61,10 @@ _TOPICS: Final = "SELECT DISTINCT topic FROM outbox.published"
 # Rows that came from another cluster carry ids that this one has not reached: they would never be seen as over.
 _OWN_EVENTS: Final = "UPDATE outbox.event SET xid = pg_current_xact_id() WHERE xid >= pg_snapshot_xmax(%s::pg_snapshot)"
 _OWN_ROWS: Final = "UPDATE outbox.outbox SET xid = pg_current_xact_id()"
-_RESET_CURSORS: Final = "UPDATE outbox.relay_cursor SET a = '3:3:', b = '3:3:', last = 0, epoch = epoch + 1"
+_RESET_CURSORS: Final = """
+UPDATE outbox.relay_cursor
+SET a = '3:3:', b = '3:3:', last = 0, epoch = epoch + 1, slot = NULL, lsn = NULL, part = NULL
+"""
 _DONE: Final = """
 UPDATE outbox.log_identity
 SET log_id = gen_random_uuid(), halted = NULL, system_identifier = %s, timeline = %s WHERE one

@@ -94,10 +94,10 @@ def _whole(delivery: Delivery) -> bool:
 
 def _read(path: Path | None) -> Mark | None:
     """The mark of a file; None if there is none, or nothing that can be read."""
+    if path is None or not path.is_file():
+        return None
     try:
-        found = orjson.loads(path.read_bytes()) if path is not None else None
-        return found and Mark(
-            found["database"], uuid.UUID(found["log_id"]), int(found["position"]), uuid.UUID(found["id"])
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        found = orjson.loads(path.read_bytes())
+        return Mark(found["database"], uuid.UUID(found["log_id"]), int(found["position"]), uuid.UUID(found["id"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -17,11 +17,13 @@ from outbox.backup import backup, restore
 from outbox.database import connected
 from outbox.errors import LogWentBack
 from outbox.event import NewEvent
+from outbox.log.append import append
 from outbox.log.identity import read_identity
 from outbox.log.migrate import migrate
 from outbox.settings import Projecting, Settings
 from projectors import ledger
 from projectors.reconcile import reconcile
+from tests.e2e.outbox_command import answer, outbox
 from tests.integration.reading import (
     Stage,
     assert_equal_to_model,
@@ -350,6 +352,25 @@ def test_every_store_rebuilt_from_a_restored_backup_equals_the_one_before(
             stage.wait_all()
         assert_equal_to_model(stage)
         assert all(stage.verify(name).clean for name in both)
+
+
+def test_the_commands_lead_from_a_backup_to_stores_that_serve(
+    database: str, empty_database: str, tmp_path: Path
+) -> None:
+    with connected(database) as connection:
+        for n in range(20):
+            append(connection, f"entity-{n}", upserted(n, a=n))
+    before = {"OUTBOX_DATABASE__DSN": database, "OUTBOX_DATA_DIR": str(tmp_path / "before")}
+    after = {"OUTBOX_DATABASE__DSN": empty_database, "OUTBOX_DATA_DIR": str(tmp_path / "after")}
+    assert answer("backup", str(tmp_path / "b"), settings=before, cwd=tmp_path)["events"] == 20
+    assert answer("restore", str(tmp_path / "b"), settings=after, cwd=tmp_path)["events"] == 20
+    halted = outbox("relay", "--drain", settings=after, cwd=tmp_path)
+    assert (halted.returncode, len(halted.stderr.splitlines())) == (1, 1)
+    assert "run `outbox reconcile`" in halted.stderr
+    done = answer("reconcile", settings=after, cwd=tmp_path)
+    assert {b["projector"]: b["records"] for b in done["built"]} == {"vectors": 20, "graph": 20, "documents": 20}
+    assert outbox("relay", "--drain", settings=after, cwd=tmp_path).returncode == 0
+    assert "nothing says" in outbox("reconcile", settings=after, cwd=tmp_path).stdout
 
 
 def upserted(n: int, **parts: Any) -> NewEvent:
