@@ -29,6 +29,7 @@ from projectors import ledger
 from projectors.decoding import Deferring
 from projectors.folding import Failure, Folding
 from projectors.horizon import Horizon
+from projectors.late import Late, newest_of
 from projectors.ledger import DeadLetter
 from projectors.pipeline import Pipeline, Plan
 from projectors.resilience import Pace, Resilience, resilient
@@ -89,7 +90,8 @@ class Session:
         self._log = opened(stack, stations.dsn)
         self._state = opened(stack, stations.dsn)
         self._plan, self._skipping = skipping(self._state, plan)
-        sink = resilient(stack.enter_context(stations.sink()), plan.name, stations.resilience, stop, pace)
+        late = Late(stack.enter_context(stations.sink()), newest_of(self._log, self._plan, stations.registry))
+        sink = resilient(late, plan.name, stations.resilience, stop, pace)
         sink.prepare(generation)
         self._folding = Folding(self._plan.projection, lambda below: read_below(self._log, below, self._registry))
         self._pipeline = Pipeline(self._plan, sink, generation, self._folding, self._park)

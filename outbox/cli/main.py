@@ -17,7 +17,6 @@ import typer
 
 from outbox.cli.context import Context
 from outbox.errors import InvalidEvent, OutboxError, SettingsError
-from outbox.logs import configure_logging
 
 # click's ClickException, wherever typer's release keeps it: what a wrong call raises.
 _USAGE: Any = typer.BadParameter.__mro__[2]
@@ -42,6 +41,8 @@ def options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, to standard error.")] = False,
 ) -> None:
     """Options before the command."""
+    from outbox.logs import configure_logging  # not above: `--help` need not wait for it
+
     context.obj = Context(config, data_dir)
     configure_logging(logging.INFO if verbose else logging.WARNING)
 

@@ -1,0 +1,114 @@
+"""After a write that came late: write once more, for the same streams, what the log says by now.
+
+A store without compare-and-set (Chroma) is guarded by reading, deciding and writing. A process that is paused in
+between (SIGSTOP, a virtual machine that stands still, a long swap) loses its partitions, and when it goes on its
+write may lie over what its successor has written since. It cannot know before; but afterwards it can see that the
+write took longer than its partitions were safe, and the log has what belongs there. The same holds for a write of
+which the answer never came: the server may do it later.
+
+What remains: a process that is killed right after its late write. ``verify`` finds what that leaves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import groupby
+from typing import Final
+
+import structlog
+
+from outbox.codec import Registry
+from outbox.database import Connection
+from outbox.errors import RecordsRefused, StoreUnavailable
+from outbox.log.read import read_below
+from projectors.decoding import Deferring
+from projectors.model import fold_each
+from projectors.pipeline import Plan, embedded
+from projectors.record import Change
+from projectors.resilience import Wrapped
+from projectors.sinks.protocol import Sink
+
+log = structlog.get_logger("outbox.projector")
+
+LATE_S: Final = 5.0
+"""Partitions are safe for longer than this: brokers give a silent member's away after 6 s at the earliest."""
+
+DOUBTFUL_MAX: Final = 10_000
+"""Streams remembered of writes that failed; of more than that the oldest are forgotten (and left to verify)."""
+
+ROUNDS_MAX: Final = 3
+"""Writing again may come late, too. What is left then is written again after the next batch."""
+
+END: Final = 2**62
+
+Newest = Callable[[Mapping[str, set[str]]], Iterable[Change]]
+"""Of streams and keys of theirs: the changes that bring the keys, and all else of the streams, up to date."""
+
+
+def newest_of(connection: Connection, plan: Plan, registry: Registry) -> Newest:
+    """Folds the streams from the log."""
+
+    def newest(keys: Mapping[str, set[str]]) -> Iterator[Change]:
+        events = read_below(connection, dict.fromkeys(keys, END), Deferring(registry))
+        for stream, history in groupby(events, key=lambda e: e.stream):
+            now = fold_each(plan, stream, history)
+            live = now.changes()
+            yield from embedded(live, plan.embed)
+            for key in sorted(keys[stream] - {c.key for c in live}):
+                yield Change(key, stream, now.good_version, None)
+
+    return newest
+
+
+class Late(Wrapped):
+    """Watches how long each write takes. Goes right round the sink, so that no waiting of ours is counted."""
+
+    def __init__(self, sink: Sink, newest: Newest, clock: Callable[[], float] | None = None) -> None:
+        super().__init__(sink)
+        self._newest = newest
+        self._clock = clock or _clock
+        self._doubtful: dict[str, set[str]] = {}
+
+    def apply(self, generation: str, changes: Sequence[Change]) -> None:
+        """As the sink does; then, if that came late, with what the log says now."""
+        started = self._clock()
+        try:
+            self._sink.apply(generation, changes)
+        except StoreUnavailable:
+            self._doubt(changes)
+            raise
+        finally:
+            late_s = self._clock() - started
+            if late_s > LATE_S:
+                log.warning("a write came late: what the log says now is written again", late_s=round(late_s, 1))
+                self._doubt(changes)
+        for _ in range(ROUNDS_MAX):
+            self._again(generation)
+
+    def _again(self, generation: str) -> None:
+        if not self._doubtful:
+            return
+        keys, self._doubtful = self._doubtful, {}
+        changes = list(self._newest(keys))
+        started = self._clock()
+        try:
+            with suppress(RecordsRefused):  # whoever folds these events next parks the stream
+                self._sink.apply(generation, changes)
+        except StoreUnavailable:
+            self._doubtful = keys
+            raise
+        if self._clock() - started > LATE_S:
+            self._doubt(changes)
+
+    def _doubt(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            self._doubtful.setdefault(change.stream, set()).add(change.key)
+        for stream in list(self._doubtful)[:-DOUBTFUL_MAX]:
+            del self._doubtful[stream]
+
+
+def _clock() -> float:
+    """Seconds that go on while the machine sleeps, where the system has such a clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
