@@ -223,6 +223,17 @@ def test_a_log_moved_to_another_cluster_is_halted_and_goes_on_after_a_reconcile(
     assert_a_reconcile_mends_it(settings)
 
 
+@pytest.mark.parametrize("broker", ["local"])
+def test_another_system_identifier_alone_halts(broker: str, settings: Settings) -> None:
+    common(settings)
+    with staged(settings) as stage:
+        stage.connection.execute("UPDATE outbox.log_identity SET system_identifier = 1")
+        with pytest.raises(LogWentBack, match="moved from PostgreSQL system 1 to"):
+            stage.side.write.relay().run(Flag(), drain=True)
+    assert_nothing_runs(settings)
+    assert_a_reconcile_mends_it(settings)
+
+
 @pytest.mark.parametrize("broker", ["local", "kafka-confluent"])
 def test_a_cursor_ahead_of_every_transaction_halts(broker: str, settings: Settings) -> None:
     common(settings)
