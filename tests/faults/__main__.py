@@ -93,7 +93,7 @@ def _faults(plans: Sequence[Plan], servers: Servers, budget: Budget, console: Co
 def _told(outcome: Outcome) -> str:
     said = [f"  {violation}" for violation in outcome.violations] + ([f"  {outcome.error}"] if outcome.error else [])
     kind = "VIOLATION" if outcome.violations else "the harness failed"
-    again = f"  replay: python -m tests.faults --fault '{outcome.fault}' --seed {outcome.seed}"
+    again = f"  replay: python -m tests.faults --fault '{outcome.fault}' --seed {outcome.seed}  (logs: {outcome.kept})"
     return "\n".join([f"{kind}: {outcome.fault} #{outcome.seed}", *said, again])
 
 

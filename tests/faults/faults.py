@@ -14,6 +14,7 @@ NOT_YET = (
     "topic truncated",
     "topic re-created",
     "replication slot lost to max_slot_wal_keep_size",
+    "exactly once on Kafka under relay kills",
     "PostgreSQL restored to an earlier moment",
     "Chroma: a zombie between its read of the versions and its write",
 )

@@ -50,8 +50,8 @@ class _Matrix:
         self.outcomes: list[Outcome] = []
 
     def round(self, plans: Sequence[Plan], seed: int, lanes: int) -> None:
-        """One run of each. Those that hurt servers of all come last, one by one."""
-        together = iter([plan for plan in plans if not plan.alone])
+        """One run of each, the cheap ones first. Those that hurt servers of all come last, one by one."""
+        together = iter(sorted((plan for plan in plans if not plan.alone), key=lambda plan: not plan.cheap))
         with ThreadPoolExecutor(lanes) as pool:
             for lane in [pool.submit(self._lane, together, seed) for _ in range(lanes)]:
                 lane.result()

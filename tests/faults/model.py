@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 from typing import Any
 
@@ -87,3 +87,15 @@ def _chain(said: Sequence[Tried]) -> str:
         return hashlib.sha256(f"{before}{numbered[0]}:{numbered[1]}".encode()).hexdigest()[:16]
 
     return list(accumulate(enumerate((one.id for one in said), 1), link, initial=""))[-1]
+
+
+def joined(records: Mapping[str, Expected]) -> dict[str, Expected]:
+    """The same in a graph: a stream's node says to which parts its edges lead."""
+    parts: dict[str, list[str]] = {key: [] for key in records if "#" not in key}
+    for key in sorted(records):
+        if "#" in key:
+            parts[key.partition("#")[0]].append(key)
+    return {
+        key: replace(one, content={**one.content, "edges": parts[key]}) if key in parts else one
+        for key, one in records.items()
+    }

@@ -50,6 +50,7 @@ POINTS: Mapping[str, Point] = {
     "writer.commit": Point("psycopg", "Connection.commit"),
     "relay.read": Point("outbox.relay.poll", "PollEngine.read", _page),
     "relay.send": Point("outbox.relay.leader", "Leader._send", _given),
+    "relay.flush": Point("outbox.broker.confluent_producer", "ConfluentProducer._flush"),
     "relay.mark": Point("outbox.relay.cursor", "advance"),
     "project.apply.rows": Point("projectors.sinks.postgres", "PostgresSink.apply", _given),
     "project.apply.documents": Point("projectors.sinks.elasticsearch", "ElasticsearchSink.apply", _given),

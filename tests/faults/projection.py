@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from outbox.event import Event
-from projectors.record import Document, Node, Record, Row, Vector
+from projectors.record import Document, Edge, Node, Record, Row, Vector
 
 POISON = "!"
 MENDED = "OUTBOX_TEST_MENDED"
@@ -74,6 +74,13 @@ class Vectors(Tallies):
 
 
 class Nodes(Tallies):
+    """A stream's node has an edge to each of its parts."""
+
+    def records(self, stream: str, state: Tally) -> Iterator[Record]:
+        edges = tuple(Edge("has", f"{stream}#{name}") for name in state.parts)
+        for record in super().records(stream, state):
+            yield replace(record, edges=edges) if record.key == stream else record
+
     def record(self, key: str, content: Mapping[str, Any]) -> Node:
         return Node(key, "tally", key, content)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ from outbox.log.append import append
 from tests.faults import broker, checks, history, launch, stores
 from tests.faults.checks import Violation
 from tests.faults.history import Recorder, Tried
-from tests.faults.model import LogRow, expected
+from tests.faults.model import LogRow, expected, joined
 from tests.faults.mutants import MUTANT, sabotage
 from tests.faults.points import MARK, ORDER
 from tests.faults.processes import Child, begin
@@ -43,6 +44,8 @@ from tests.faults.until import TooLong, until
 from tests.faults.writer import Assignment
 
 KAFKA_PARTITIONS = 3
+STORE_TIMEOUT_S = 10
+"""A third of the default, so that what never answers is found within a run."""
 START_S = 30.0
 QUIET_S = 0.05
 """How often the stores are compared with the model."""
@@ -80,7 +83,8 @@ class Outcome:
     recovery_s: float | None
     took_s: float
     events: int
-    folder: Path
+    kept: Path | None
+    """Logs and histories of a run in which something went wrong."""
     error: str | None = None
 
 
@@ -298,8 +302,11 @@ class Run:
 
     def _store(self, kind: str) -> dict[str, Any]:
         if kind == "rows":
-            return {"dsn": self._via("project>rows", self.dsn), "timeout_s": 5}
-        return {"url": self._via(f"project>{kind}", self.servers.address(stores.STORES[kind])), "timeout_s": 5}
+            return {"dsn": self._via("project>rows", self.dsn), "timeout_s": STORE_TIMEOUT_S}
+        return {
+            "url": self._via(f"project>{kind}", self.servers.address(stores.STORES[kind])),
+            "timeout_s": STORE_TIMEOUT_S,
+        }
 
     def _via(self, edge: str, address: str) -> str:
         proxy = self.edges.get(edge)
@@ -416,7 +423,8 @@ class Run:
 
     def _compared(self, kind: str, model: Mapping[str, Any]) -> list[Violation]:
         try:
-            return list(checks.check_store(kind, stores.READ[kind](self.place(kind)), model))
+            wanted = joined(model) if kind == "nodes" else model
+            return list(checks.check_store(kind, stores.READ[kind](self.place(kind)), wanted))
         except Exception as error:  # a store that does not answer now may do so soon: the bound decides
             return [Violation("I6", f"{kind} cannot be read: {' '.join(str(error).split())[:200]}")]
 
@@ -460,7 +468,7 @@ class _Port:
 
 
 def perform(plan: Plan, servers: Servers, seed: int, mutant: str | None = None) -> Outcome:
-    """One whole run. Its folder is removed if all was well, else kept for whoever looks."""
+    """One whole run."""
     began = time.monotonic()
     with ExitStack() as stack:
         dsn = servers.new_database()
@@ -490,6 +498,9 @@ def perform(plan: Plan, servers: Servers, seed: int, mutant: str | None = None) 
                 child.kill()
         events = sum(len(path.read_text("utf-8").splitlines()) for path in run.histories)
     distinct = tuple(dict.fromkeys(found))
-    if not distinct and error is None:
-        shutil.rmtree(folder, ignore_errors=True)
-    return Outcome(plan.name, seed, distinct, recovery_s, time.monotonic() - began, events, folder, error)
+    kept = None
+    if distinct or error is not None:
+        kept = Path(tempfile.mkdtemp(prefix="outbox-fault-")) / folder.name
+        shutil.copytree(folder, kept, ignore=shutil.ignore_patterns("data", "disk"))
+    shutil.rmtree(folder, ignore_errors=True)
+    return Outcome(plan.name, seed, distinct, recovery_s, time.monotonic() - began, events, kept, error)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import chromadb
 import psycopg
 from elasticsearch import Elasticsearch
+from neo4j import GraphDatabase
 from psycopg import sql
 
 
@@ -57,6 +58,23 @@ def vectors(place: Place) -> dict[str, Held]:
     return {key: _vector(metadata, text) for key, metadata, text in pairs}
 
 
+def nodes(place: Place) -> dict[str, Held]:
+    """The live nodes of the serving generation, and where their edges lead."""
+    query = (
+        f"MATCH (n:`p_{place.projector}.{place.serving}`) WHERE n._live OPTIONAL MATCH (n)-[:has]->(m)"
+        " RETURN properties(n) AS own, collect(m._key) AS edges"
+    )
+    with GraphDatabase.driver(place.address, connection_timeout=5, notifications_min_severity="OFF") as driver:
+        found, _, _ = driver.execute_query(query)
+    return {row["own"]["_key"]: _node(row["own"], row["edges"]) for row in found}
+
+
+def _node(own: Mapping[str, Any], edges: Sequence[str]) -> Held:
+    content = {name: value for name, value in own.items() if not name.startswith("_") and name != "name"}
+    is_stream = "#" not in own["_key"]
+    return Held(own["_version"], {**content, "edges": sorted(edges)} if is_stream or edges else content)
+
+
 def _document(source: Mapping[str, Any]) -> Held:
     return Held(source["version"], _told(source["properties"], source["text"]))
 
@@ -72,7 +90,7 @@ def _told(content: Mapping[str, Any], text: str) -> dict[str, Any]:
     return dict(content) if said == text else {**content, "text": text}
 
 
-READ: Mapping[str, Read] = {"rows": rows, "documents": documents, "vectors": vectors}
-STORES: Mapping[str, str] = {"rows": "postgres", "documents": "elasticsearch", "vectors": "chroma"}
+READ: Mapping[str, Read] = {"rows": rows, "documents": documents, "vectors": vectors, "nodes": nodes}
+STORES: Mapping[str, str] = {"rows": "postgres", "documents": "elasticsearch", "vectors": "chroma", "nodes": "neo4j"}
 """The sink that keeps each kind."""
-FORMS: Mapping[str, str] = {"rows": "Rows", "documents": "Documents", "vectors": "Vectors"}
+FORMS: Mapping[str, str] = {"rows": "Rows", "documents": "Documents", "vectors": "Vectors", "nodes": "Nodes"}

@@ -9,7 +9,7 @@ from tests.faults.run import Run
 
 LOCAL = ("write>postgres", "relay>postgres", "project>postgres", "project>rows")
 KAFKA = ("relay>kafka", "project>kafka")
-SERVERS = {"documents": "project>documents", "vectors": "project>vectors"}
+SERVERS = {"documents": "project>documents", "vectors": "project>vectors", "nodes": "project>nodes"}
 SPOKEN = {
     "write": "writer",
     "project": "projector",
@@ -18,6 +18,7 @@ SPOKEN = {
     "rows": "its store",
     "documents": "Elasticsearch",
     "vectors": "Chroma",
+    "nodes": "Neo4j",
 }
 HURTS = ("cut", "delay", "half open", "reset")
 

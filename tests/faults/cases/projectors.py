@@ -68,6 +68,11 @@ def _late_zombie_vectors(run: Run) -> None:
     _zombie(run, "vectors")
 
 
+@fault("projector: late zombie, Neo4j", kinds=("nodes",), bound_s=60, cheap=False)
+def _late_zombie_nodes(run: Run) -> None:
+    _zombie(run, "nodes")
+
+
 @fault("projector: killed before the store write, Kafka", broker="kafka", bound_s=60, cheap=False)
 def _killed_kafka(run: Run) -> None:
     _killed(run, "project.apply.rows:before")
@@ -76,6 +81,11 @@ def _killed_kafka(run: Run) -> None:
 @fault("projector: killed after the store write, Chroma", kinds=("vectors",), bound_s=60, cheap=False)
 def _killed_chroma(run: Run) -> None:
     _killed(run, "project.apply.vectors:after")
+
+
+@fault("projector: killed after the store write, Neo4j", kinds=("nodes",), bound_s=60, cheap=False)
+def _killed_neo4j(run: Run) -> None:
+    _killed(run, "project.apply.nodes:after")
 
 
 @fault("projector: rebalance in mid-batch", bound_s=45)

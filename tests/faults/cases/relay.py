@@ -63,6 +63,12 @@ def _killed_kafka(run: Run) -> None:
     _killed(run, "relay.send:after")
 
 
+@fault("relay: killed while it sends, Kafka", broker="kafka", cheap=False, bound_s=45)
+def _killed_sending(run: Run) -> None:
+    """Handed over to the client, and perhaps on its way."""
+    _killed(run, "relay.flush:before")
+
+
 @fault("relay: stopped, replaced, continued, Kafka", broker="kafka", cheap=False, bound_s=45)
 def _replaced_kafka(run: Run) -> None:
     _replaced(run)

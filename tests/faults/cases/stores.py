@@ -67,6 +67,12 @@ def _chroma_killed(run: Run) -> None:
     _crash(run, "chroma")
 
 
+@fault("Neo4j: killed", kinds=("nodes",), alone=True, bound_s=180, cheap=False)
+def _neo4j_killed(run: Run) -> None:
+    """On two busy cores it takes half a minute to start, and its first transactions time out until it is warm."""
+    _crash(run, "neo4j")
+
+
 def _crash(run: Run, name: str) -> None:
     run.begin()
     run.appended(run.source.randrange(20, 150))
