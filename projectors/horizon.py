@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -21,7 +22,7 @@ from outbox.broker.local import LocalBroker
 from outbox.broker.protocol import Broker, Delivery, Range, TopicPartition
 from outbox.codec import Registry
 from outbox.database import Connection
-from outbox.errors import MessagesLost
+from outbox.errors import BrokerUnavailable, MessagesLost
 from outbox.event import Event
 from outbox.log.identity import (
     LOST,
@@ -144,7 +145,7 @@ class Horizon:
         """
         jumps = self._jumps(deliveries)
         if jumps:  # transactions leave gaps too: only the broker knows
-            self._compare(jumps)
+            self._compare_now(jumps)
         if self._witness is not None and not self._inside:
             self._check_known(deliveries)
 
@@ -159,7 +160,8 @@ class Horizon:
             check_identity(self._state)
         if time.monotonic() - self._looked_at > LOOK_EVERY_S:
             self._looked_at = time.monotonic()
-            self._compare({tp: place.offset for tp, place in self._places().items()})
+            with suppress(BrokerUnavailable):  # said by the next poll, which knows how to wait
+                self._compare({tp: place.offset for tp, place in self._places().items()})
 
     def _jumps(self, deliveries: Sequence[Delivery]) -> dict[TopicPartition, int]:
         """The partitions whose offsets do not follow, with the offset that should have come."""
@@ -170,6 +172,13 @@ class Horizon:
                 jumps.setdefault(tp, self._next[tp])
             self._next[tp] = delivery.offset + 1
         return jumps
+
+    def _compare_now(self, wanted: Mapping[TopicPartition, int]) -> None:
+        """With the batch in hand already: if the broker cannot be asked, the session must begin at its checkpoint."""
+        try:
+            self._compare(wanted)
+        except BrokerUnavailable as error:
+            raise MessagesLost(f"{self._plan.name}: offsets jump, and the broker cannot be asked: {error}") from error
 
     def _compare(self, wanted: Mapping[TopicPartition, int]) -> None:
         ranges = self._broker.ranges(self._plan.topics)

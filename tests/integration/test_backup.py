@@ -146,14 +146,15 @@ def test_a_run_that_is_killed_leaves_the_backup_before(
     fill(log, 20, first=20)
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from outbox.backup import backup, writing\n"
+        "from outbox.backup import backup, container, writing\n"
+        "container.FILE_BYTES = 1\n"
         "writing.put_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "from outbox.database import connected; from outbox.codec import Registry\n"
         "with connected(sys.argv[1]) as c: backup(c, Path(sys.argv[2]), Registry.load())\n"
     )
     killed = subprocess.run([sys.executable, "-c", code, database, str(tmp_path)])
     assert killed.returncode == -signal.SIGKILL
-    assert len(list(tmp_path.glob("*.avro"))) == 2, "it had written its file"
+    assert len(list(tmp_path.glob("*.avro"))) == 21, "it had written its files"
     assert verify(tmp_path).events == 20
     fill(log, 1, first=40)
     assert backup(log, tmp_path, REGISTRY).events == 21
@@ -223,8 +224,10 @@ def test_appends_go_on_behind_what_was_restored(log: Connection, empty_database:
     backup(log, tmp_path, REGISTRY)
     with connected(empty_database) as connection:
         last = restore(connection, tmp_path).last_position
+        drawn = connection.execute("SELECT nextval(pg_get_serial_sequence('outbox.event', 'position'))").fetchone()
+        assert drawn == (last + 1,)
         done = append(connection, "thing-0", event(), expected=3, registry=REGISTRY)
-        assert (done.version, done.positions) == (4, (last + 1,))
+        assert (done.version, done.positions) == (4, (last + 2,))
 
 
 def test_an_empty_log_is_backed_up_and_restored(log: Connection, empty_database: str, tmp_path: Path) -> None:

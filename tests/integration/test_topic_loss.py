@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Event as Flag
 
 import pytest
 from kafka import KafkaAdminClient
@@ -87,18 +87,7 @@ def some(stage: Stage, part: str, streams: int = 30) -> None:
 
 def published(stage: Stage) -> None:
     """Relay what waits, without a projector."""
-    stage.side.write.relay().run(_Flag(), drain=True)
-
-
-class _Flag:
-    """A stop that nobody sets."""
-
-    def is_set(self) -> bool:
-        return False
-
-    def wait(self, seconds: float) -> bool:
-        time.sleep(min(seconds, 0.01))
-        return False
+    stage.side.write.relay().run(Flag(), drain=True)
 
 
 def test_ranges_tell_what_each_partition_holds(stage: Stage) -> None:
