@@ -354,6 +354,7 @@ def test_every_store_rebuilt_from_a_restored_backup_equals_the_one_before(
     again = settings.model_copy(update={"database": settings.database.model_copy(update={"dsn": empty_database})})
     assert_nothing_runs(again)
     with staged(again) as stage:
+        assert ledger.generations(stage.connection, "rows") == [], "nothing was loaded over what the store holds"
         assert {b.projector for b in reconcile(stage.side).built} == set(both)
         assert {name: stage.held(name) for name in both} == before
         assert len(before["documents"]) == 59
