@@ -73,7 +73,8 @@ class Projecting(Section):
     """One projector: which projection it keeps in which store."""
 
     projection: str
-    """``vectors``, ``graph`` or ``documents`` of the built-in entities, or ``module:name`` of your own."""
+    """``vectors``, ``graph`` or ``documents`` of the built-in entities, ``rows`` of captured tables, or ``module:name``
+    of your own."""
     store: str
     """The name of an installed sink; how to reach its store stands under ``stores``."""
     categories: tuple[str, ...] = ("python", "text", "entity")

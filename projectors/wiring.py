@@ -24,6 +24,7 @@ from projectors.projection import Projection
 from projectors.query.protocol import Reader
 from projectors.rebuild import first_build
 from projectors.resilience import Resilience
+from projectors.rows import Rows
 from projectors.runner import Runner, Stations
 from projectors.sinks.protocol import Sink
 from projectors.witness import Witness
@@ -32,6 +33,7 @@ BUILT_IN: Final[Mapping[str, Callable[[tuple[str, ...]], Projection]]] = {
     "vectors": EntityVectors,
     "graph": EntityGraph,
     "documents": EntityDocuments,
+    "rows": Rows,
 }
 EMBEDDED: Final = {"vectors": "chroma", "graph": "ladybug", "documents": "tantivy"}
 WITNESSES: Final = "witness"
@@ -163,7 +165,7 @@ class ReadSide:
         settings = self._of(name)
         projection = self._projection(name, settings)
         topics = tuple(topic_of(self.settings.prefix, c) for c in projection.categories)
-        embed = None if isinstance(projection, EntityGraph | EntityDocuments) else self._embed(name)
+        embed = None if isinstance(projection, EntityGraph | EntityDocuments | Rows) else self._embed(name)
         return Plan(name, settings.store, projection, topics, embed)
 
     def _embed(self, name: str) -> Callable[..., Any]:

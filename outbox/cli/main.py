@@ -52,11 +52,12 @@ def build() -> typer.Typer:
 
     Raises :class:`~outbox.errors.SettingsError` if an installed package's commands cannot be loaded.
     """
-    from outbox.cli import backup, commands
+    from outbox.cli import backup, capture, commands
 
     if not app.registered_commands:
         commands.register(app)
         backup.register(app)
+        capture.register(app)
         for entry in sorted(entry_points(group="outbox.commands"), key=lambda e: e.name):
             try:
                 register = entry.load()

@@ -107,6 +107,6 @@ class Keeper:
 
     def _renew(self, connection: Connection) -> None:
         if time.monotonic() - self._seen > STALL_S:
-            raise Fenced(f"relay {self._lease.name!r}: no step was finished within {STALL_S:.0f} s")
+            raise Fenced(f"{self._lease.name!r}: no step was finished within {STALL_S:.0f} s")
         if not self._lease.renew(connection):
-            raise Fenced(f"relay {self._lease.name!r}: another process has taken over from epoch {self._lease.epoch}")
+            raise Fenced(f"{self._lease.name!r}: another process has taken over from epoch {self._lease.epoch}")

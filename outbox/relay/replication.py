@@ -26,6 +26,7 @@ ANSWER_S: Final = 30.0
 but it answers before that."""
 EPOCH_UNIX_S: Final = 946_684_800
 """2000-01-01, where PostgreSQL's clock begins."""
+BY_RELAY: Final = "relay.engine is 'cdc' (and not 'poll')"
 
 _XLOG: Final = ord("w")
 _XLOG_HEADER_BYTES: Final = 25
@@ -60,8 +61,9 @@ def lsn_text(lsn: int) -> str:
 class Replication:
     """One replication connection. Used by one thread; nothing but :meth:`start` and :meth:`wait` waits."""
 
-    def __init__(self, dsn: str, connection: Connection) -> None:
-        """``connection``: an ordinary one to the same database, asked why if this one is refused.
+    def __init__(self, dsn: str, connection: Connection, wanted_by: str = BY_RELAY) -> None:
+        """``connection``: an ordinary one to the same database, asked why if this one is refused; ``wanted_by``: who
+        needs it, for the message then.
 
         Raises :class:`~outbox.errors.SettingsError` if the role may not replicate, else
         :class:`~outbox.errors.DatabaseError`.
@@ -69,16 +71,22 @@ class Replication:
         try:
             self._connection = connect(conninfo.make_conninfo(dsn, replication="database", client_encoding="UTF8"))
         except DatabaseError as error:
-            raise _refused(connection, error) from error
+            raise _refused(connection, error, wanted_by) from error
         self._pg = self._connection.pgconn
         self._making: str | None = None
         self.reached = 0
         """Every commit before this has been received."""
         self.confirmed = 0
 
-    def make_slot(self, name: str) -> None:
-        """Begin to make a slot. It comes to be once every transaction that is open now has ended: see :meth:`made`."""
-        command = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput").format(sql.Identifier(name))
+    def make_slot(self, name: str, *, temporary: bool = False) -> None:
+        """Begin to make a slot. It comes to be once every transaction that is open now has ended: see :meth:`made`.
+
+        ``temporary``: it goes with this connection.
+        """
+        form = "CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL pgoutput"
+        command = sql.SQL(form if temporary else "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput").format(
+            sql.Identifier(name)
+        )
         self._pg.send_query(command.as_bytes(self._connection))
         self._pg.flush()
         self._making = name
@@ -181,12 +189,11 @@ class Replication:
         return psycopg.errors.error_from_result(result)
 
 
-def _refused(connection: Connection, error: DatabaseError) -> Exception:
+def _refused(connection: Connection, error: DatabaseError, wanted_by: str) -> Exception:
     """Why a replication connection was refused, as far as the role tells."""
     row = connection.execute(_MAY).fetchone()
     if row is not None and row[0]:
         return error
     return SettingsError(
-        "relay.engine is 'cdc', but the database role may not replicate: ALTER ROLE ... REPLICATION,"
-        f" or set relay.engine = 'poll' ({first_line(error)})"
+        f"{wanted_by}, but the database role may not replicate: ALTER ROLE ... REPLICATION ({first_line(error)})"
     )

@@ -93,18 +93,23 @@ def drop_older(connection: Connection, relay: str, epoch: int, keep: str | None 
     A slot of a later epoch belongs to a leader that has taken over: it is left alone. One that cannot be dropped is
     warned of and tried again by the next leader.
     """
-    prefix = _prefix(connection, relay)
+    drop_before(connection, _prefix(connection, relay), epoch, keep)
+
+
+def drop_before(connection: Connection, prefix: str, epoch: int, keep: str | None = None) -> None:
+    """Drop the slots named ``prefix`` and an epoch below this one; not ``keep``. See :func:`drop_older`."""
     for (slot,) in connection.execute(_OWN, [prefix]).fetchall():
         made_in = slot.removeprefix(prefix)
         if slot != keep and made_in.isdigit() and int(made_in) < epoch:
-            _drop(connection, slot)
+            drop(connection, slot)
 
 
 class Watch:
     """Looks at how much of the log a slot keeps back, and warns once each time that is more than ``bound_bytes``."""
 
-    def __init__(self, connection: Connection, bound_bytes: int) -> None:
+    def __init__(self, connection: Connection, bound_bytes: int, gauge: Gauge = SLOT_WAL_BYTES) -> None:
         self._connection = connection
+        self._gauge = gauge
         self._bound_bytes = bound_bytes
         self._warned = False
 
@@ -112,7 +117,7 @@ class Watch:
         """Set the metric; warn when the bound is passed or the server is about to give the slot up."""
         row = self._connection.execute(_STATE, [slot]).fetchone()
         status, _, kept_bytes = row or ("lost", None, 0)
-        SLOT_WAL_BYTES.set(kept_bytes)
+        self._gauge.set(kept_bytes)
         danger = kept_bytes > self._bound_bytes or status in {"unreserved", "lost"}
         if danger and not self._warned:
             log.warning(
@@ -122,11 +127,12 @@ class Watch:
         self._warned = danger
 
 
-def _drop(connection: Connection, slot: str) -> None:
+def drop(connection: Connection, slot: str) -> None:
+    """Drop a slot and end its user; one that cannot be dropped is warned of, one that is gone is none."""
     try:
         release(connection, slot)
-        connection.execute(_DROP, [slot])
-        log.info("dropped a slot that is no longer used", slot=slot)
+        if connection.execute(_DROP, [slot]).rowcount:
+            log.info("dropped a slot that is no longer used", slot=slot)
     except (psycopg.errors.ObjectInUse, psycopg.errors.UndefinedObject, psycopg.errors.InsufficientPrivilege) as error:
         log.warning("a slot that is no longer used could not be dropped", slot=slot, reason=first_line(error))
 

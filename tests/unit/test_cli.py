@@ -27,7 +27,8 @@ from outbox.errors import InvalidEvent, SettingsError, StoreUnavailable
 from outbox.logs import configure_logging, quiet_unless_configured
 
 COMMANDS = (
-    "append backup dead-letters demo events ingest migrate parked project rebuild reconcile relay restore schemas search status"
+    "append backup capture dead-letters demo events ingest migrate parked project rebuild reconcile relay restore"
+    " schemas search status"
     " up verify"
 )
 DRIVERS = ["chromadb", "neo4j", "elasticsearch", "confluent_kafka", "kafka", "ladybug", "tantivy"]

@@ -41,6 +41,10 @@ def test_every_built_in_schema_loads_and_its_id_never_changes():
         ("entity.patched", 1): "869049134becdd03",
         ("entity.unlinked", 1): "e342f234c65d9b41",
         ("entity.upserted", 1): "c61e62e7d7a88e84",
+        ("row.deleted", 1): "308722d262a58942",
+        ("row.inserted", 1): "786b9882517e8c3a",
+        ("row.updated", 1): "0ddeeff6e3911bcb",
+        ("table.described", 1): "1ac8f15b12da27de",
     }
 
 

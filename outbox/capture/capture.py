@@ -1,0 +1,151 @@
+"""Capture of ordinary tables: their committed changes become events of streams ``TABLE-<primary key>``.
+
+One leader a capture, any number of stand-bys. What a capture is and which tables it has stands in the log's database
+(:mod:`outbox.capture.registered`), so a process needs no more than the name, and the source's address if that is
+another database.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import psycopg
+import structlog
+
+from outbox.capture import registered, source
+from outbox.capture.leader import Leader
+from outbox.capture.settings import CaptureSettings
+from outbox.capture.snapshot import Tell
+from outbox.capture.table import find, look
+from outbox.capture.writer import Counts
+from outbox.codec import Registry
+from outbox.database import Connection, check_migrated, connected, first_line
+from outbox.errors import DatabaseError, Fenced, SettingsError
+from outbox.relay.lease import Keeper, Lease, new_holder, take
+
+__all__ = ["Capture", "CaptureSettings"]
+
+log = structlog.get_logger("outbox.capture")
+
+
+def _silent(done: int, total: int, detail: str) -> None:
+    del done, total, detail
+
+
+class Capture:
+    """Runs until told to stop, through outages of either database. ``source_dsn``: None is the log's own database."""
+
+    def __init__(
+        self,
+        dsn: str,
+        registry: Registry,
+        settings: CaptureSettings | None = None,
+        *,
+        source_dsn: str | None = None,
+        tell: Tell = _silent,
+    ) -> None:
+        self._dsn, self._source_dsn = dsn, source_dsn or dsn
+        self._registry = registry
+        self._settings = settings or CaptureSettings()
+        self._tell = tell
+        self._holder = new_holder()
+        self.counts = Counts()
+
+    def add(self, tables: Sequence[str]) -> list[str]:
+        """Register tables, named as in SQL; a process that runs takes them in by itself. Returns their categories.
+
+        Raises :class:`~outbox.errors.SettingsError` for a table or a database that cannot be captured; then none of
+        these is.
+        """
+        with connected(self._source_dsn) as reading, connected(self._dsn) as writing:
+            check_migrated(writing)
+            source.check_able(reading)
+            found = [find(reading, name) for name in tables]
+            registered.register(writing, self._settings.name, source.identity(reading), found)
+            return [table.category for table in found]
+
+    def categories(self) -> list[str]:
+        """What is captured."""
+        with connected(self._dsn) as connection:
+            return [c.category for c in registered.tables(connection, self._settings.name)]
+
+    def again(self, category: str) -> None:
+        """Have all rows of a table looked at again and the log put right where it differs.
+
+        Raises :class:`~outbox.errors.SettingsError` if there is no such table.
+        """
+        with connected(self._dsn) as connection:
+            if not registered.set_state(connection, self._settings.name, [category], "changed"):
+                raise self._unknown(connection, category)
+
+    def drop(self, category: str) -> None:
+        """Stop to capture a table; with the last one the slot and the publication go. Its events stay in the log.
+
+        Raises :class:`~outbox.errors.SettingsError` if there is no such table.
+        """
+        with connected(self._dsn) as connection, connected(self._source_dsn) as reading:
+            named = source.names(connection, self._settings.name)
+            self._check_source(connection, reading)
+            if not registered.remove(connection, self._settings.name, category):
+                raise self._unknown(connection, category)
+            left = registered.tables(connection, self._settings.name)
+            tables = [table for c in left if (table := look(reading, c.relation)) is not None]
+            if tables:
+                source.publish(reading, named.publication, tables)
+            else:
+                source.clear(reading, named)
+
+    def run(self, stop: threading.Event, *, drain: bool = False) -> None:
+        """Lead whenever the lease is free, until told to stop or no table is captured any more.
+
+        Failures of a database are logged and tried again; nothing else is caught. ``drain``: wait for the lease,
+        return once everything that was committed in the source is in the log, and raise the first failure instead.
+        """
+        while not stop.is_set():
+            try:
+                if self._attempt(stop, drain=drain):
+                    return
+            except Fenced as error:
+                log.info("no longer the leader", reason=first_line(error))
+            except (DatabaseError, psycopg.Error) as error:
+                if drain:
+                    raise
+                log.warning("will try again", error=first_line(error), in_s=self._settings.retry_s)
+                stop.wait(self._settings.retry_s)
+
+    def _attempt(self, stop: threading.Event, *, drain: bool) -> bool:
+        """Wait for the lease and lead; True if that ended by itself."""
+        with connected(self._dsn) as connection:
+            check_migrated(connection)
+            while not stop.is_set():
+                lease = take(connection, self._settings.lease, self._holder, self._settings.lease_s)
+                if lease is not None:
+                    return self._lead(connection, lease, stop, drain=drain)
+                stop.wait(self._settings.lease_s / 6)
+        return False
+
+    def _lead(self, connection: Connection, lease: Lease, stop: threading.Event, *, drain: bool) -> bool:
+        standing = registered.begin(connection, self._settings.name, lease.epoch)
+        if standing is None:
+            lease.release(connection)
+            raise SettingsError(f"capture {self._settings.name!r} has no tables: outbox capture TABLE...")
+        log.info("leading", capture=standing.name, epoch=standing.epoch)
+        with connected(self._dsn) as writing, Keeper(self._dsn, lease) as keeper:
+            leader = Leader(
+                writing, self._source_dsn, self._registry, self._settings, standing, keeper.check, stop, self._tell,
+                self.counts,
+            )  # fmt: skip
+            try:
+                return leader.run(drain=drain)
+            finally:
+                lease.release(connection)
+
+    def _check_source(self, connection: Connection, reading: Connection) -> None:
+        known = registered.source_of(connection, self._settings.name)
+        if known is not None and known != source.identity(reading):
+            raise SettingsError(f"capture {self._settings.name!r} is of another database: give the right --source")
+
+    def _unknown(self, connection: Connection, category: str) -> SettingsError:
+        known = ", ".join(c.category for c in registered.tables(connection, self._settings.name)) or "nothing"
+        return SettingsError(f"capture {self._settings.name!r} has no {category!r}; it captures {known}")
