@@ -22,6 +22,7 @@ from outbox.capture.writer import Counts
 from outbox.codec import Registry
 from outbox.database import Connection, check_migrated, connected, first_line
 from outbox.errors import DatabaseError, Fenced, SettingsError
+from outbox.log.identity import check_identity
 from outbox.relay.lease import Keeper, Lease, new_holder, take
 
 __all__ = ["Capture", "CaptureSettings"]
@@ -99,7 +100,8 @@ class Capture:
     def run(self, stop: threading.Event, *, drain: bool = False) -> None:
         """Lead whenever the lease is free, until told to stop or no table is captured any more.
 
-        Failures of a database are logged and tried again; nothing else is caught. ``drain``: wait for the lease,
+        Failures of a database are logged and tried again; nothing else is caught
+        (:class:`~outbox.errors.LogWentBack` ends it until a reconcile). ``drain``: wait for the lease,
         return once everything that was committed in the source is in the log, and raise the first failure instead.
         """
         while not stop.is_set():
@@ -118,6 +120,7 @@ class Capture:
         """Wait for the lease and lead; True if that ended by itself."""
         with connected(self._dsn) as connection:
             check_migrated(connection)
+            check_identity(connection)
             while not stop.is_set():
                 lease = take(connection, self._settings.lease, self._holder, self._settings.lease_s)
                 if lease is not None:
