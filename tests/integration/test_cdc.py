@@ -198,13 +198,14 @@ def test_a_paused_leader_writes_nothing_and_confirms_nothing(dsn, producer, reco
         page = until(lambda: (p := old._engine.read(old._cursor, 10)).rows and p)
         with leading(dsn, recorder, CDC) as new:
             streaming(new)
+            published(new, recorder, 5)
+            until(lambda: confirmed(producer) == written(producer)[4])  # the server hears of it a moment later
             before = written(producer), confirmed(producer)
             with pytest.raises(Fenced):
                 old._advance(page.cursor, {})
             with pytest.raises((psycopg.Error, DatabaseError)):  # the new leader has ended its stream
                 until(lambda: old._engine.read(page.cursor, 10) and None)
             assert before == (written(producer), confirmed(producer))
-            published(new, recorder, 5)
     assert recorder.versions("order-1") == [1, 2, 3, 4, 5]
 
 
