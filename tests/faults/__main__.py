@@ -41,16 +41,21 @@ def main() -> int:
     with running() as servers:
         try:
             mutants += [] if asked.fault else _mutants(names, servers, budget.seed, console)
-            outcomes += [] if asked.mutant else _faults(plans, servers, budget, console, keep=_whole(asked))
+            outcomes += [] if asked.mutant else _faults(plans, servers, budget, console, keep=_kept(asked))
         finally:
-            if _whole(asked):
+            if _kept(asked):
                 _save(mutants)
     return int(any(o.violations or o.error for o in outcomes) or not all(m.caught for m in mutants))
 
 
 def _whole(asked: argparse.Namespace) -> bool:
-    """Whether the table is to be written: not for a part of the matrix or a replay."""
+    """Whether all of the matrix was asked for, and no replay."""
     return not asked.fault and not asked.mutant and asked.seed is None
+
+
+def _kept(asked: argparse.Namespace) -> bool:
+    """Whether the table is to be written: of a part of the matrix only if it is added to what is there."""
+    return asked.seed is None and (_whole(asked) or asked.resume)
 
 
 def _budget(asked: argparse.Namespace) -> Budget:
@@ -69,7 +74,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--fault", action="append", help="only faults with this in their name; may be repeated")
     parser.add_argument("--mutant", action="append", help="only mutants with this in their name; no faults")
     parser.add_argument("--seed", type=int, help="one run with this seed: replays a failure")
-    parser.add_argument("--resume", action="store_true", help="go on behind the last seed of a matrix broken off")
+    parser.add_argument("--resume", action="store_true", help="add to the runs there are, behind their last seed")
     parser.add_argument("--list", action="store_true", help="name the faults and mutants")
     return parser.parse_args()
 

@@ -16,7 +16,6 @@ NOT_YET = (
     "replication slot lost to max_slot_wal_keep_size",
     "exactly once on Kafka under relay kills",
     "PostgreSQL restored to an earlier moment",
-    "Chroma: a zombie between its read of the versions and its write",
 )
 """Promised for later: the product does not handle them, so there is nothing to run."""
 

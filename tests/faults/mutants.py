@@ -71,7 +71,7 @@ def _version_guard() -> None:
     _swap("projectors.sinks.postgres", "_UPSERT", "WHERE t.version < excluded.version", "")
 
 
-@mutant("tombstone", "projector: late zombie")
+@mutant("tombstone", "projector: late zombie, killed after its write")
 def _tombstone() -> None:
     """A deletion deletes, and leaves nothing behind that an older write would have to beat."""
 
@@ -86,13 +86,19 @@ def _tombstone() -> None:
     replace("projectors.sinks.postgres", "_write", deleting)
 
 
+@mutant("fence: a late write is written over from the log", "projector: zombie between Chroma's read and its write")
+def _fence() -> None:
+    """Nothing is done about a write that came late."""
+    replace("projectors.late", "Late._again", lambda _: lambda _self, _generation: None)
+
+
 @mutant("fence: checkpoints never go back", "projector: late zombie")
 def _checkpoint_fence() -> None:
     """A zombie's checkpoint goes back behind its successor's."""
     _swap("projectors.ledger", "_SAVE", 'WHERE c."offset" < excluded."offset"', "")
 
 
-@mutant("ledger: the versions that Chroma's sink reads first", "projector: late zombie, Chroma")
+@mutant("ledger: the versions that Chroma's sink reads first", "projector: late zombie, killed after its write, Chroma")
 def _ledger() -> None:
     """What is stored looks older than anything."""
     replace("projectors.sinks.chroma", "_version", lambda _: lambda _metadata: 0)

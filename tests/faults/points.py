@@ -2,7 +2,7 @@
 
 A point is a function of the product, wrapped in the process that is told to (see ``launch.py``). An order is
 ``NAME:before|after:N:ACTION``: at the Nth call that does any work, before or after it, ``kill`` (SIGKILL), ``pause``
-(SIGSTOP) or ``term`` (SIGTERM, and go on). A paused process that goes on leaves a mark once the call has ended, so
+(SIGSTOP), ``zombie`` (SIGSTOP, and once the call has ended SIGKILL) or ``term`` (SIGTERM, and go on). A paused process that goes on leaves a mark once the call has ended, so
 that a test can wait for what a zombie does.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 ORDER = "OUTBOX_TEST_POINT"
 MARK = "OUTBOX_TEST_MARK"
-SIGNALS = {"kill": signal.SIGKILL, "pause": signal.SIGSTOP, "term": signal.SIGTERM}
+SIGNALS = {"kill": signal.SIGKILL, "pause": signal.SIGSTOP, "zombie": signal.SIGSTOP, "term": signal.SIGTERM}
 
 Busy = Callable[[tuple[Any, ...], Any], bool]
 """Whether a call works on anything: its arguments and, afterwards, its result."""
@@ -31,6 +31,10 @@ def _always(_: tuple[Any, ...], __: Any) -> bool:
 
 def _given(arguments: tuple[Any, ...], _: Any) -> bool:
     return bool(arguments[-1])
+
+
+def _rows(arguments: tuple[Any, ...], _: Any) -> bool:
+    return bool(arguments[1])
 
 
 def _page(_: tuple[Any, ...], result: Any) -> bool:
@@ -55,6 +59,7 @@ POINTS: Mapping[str, Point] = {
     "project.apply.rows": Point("projectors.sinks.postgres", "PostgresSink.apply", _given),
     "project.apply.documents": Point("projectors.sinks.elasticsearch", "ElasticsearchSink.apply", _given),
     "project.apply.vectors": Point("projectors.sinks.chroma", "ChromaSink.apply", _given),
+    "project.write.vectors": Point("projectors.sinks.chroma", "_write", _rows),
     "project.apply.nodes": Point("projectors.sinks.neo4j", "Neo4jSink.apply", _given),
     "project.checkpoint": Point("projectors.ledger", "save_checkpoints"),
     "rebuild.begin": Point("projectors.ledger", "begin_generation"),
@@ -111,4 +116,6 @@ def _acting(action: str, mark: Path, then: Callable[[], Any]) -> Any:
     try:
         return then()
     finally:
+        if action == "zombie":
+            os.kill(os.getpid(), signal.SIGKILL)
         mark.touch()

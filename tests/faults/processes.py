@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -55,6 +56,18 @@ class Child:
             self.kill()
             return None
         return self.exit_code
+
+    def await_heed(self, timeout_s: float = 30.0) -> None:
+        """Wait until it has a handler for SIGTERM (or has ended): before that the signal simply ends it."""
+        until(lambda: not self.alive or self._heeds(signal.SIGTERM), f"{self.name} listens to SIGTERM", timeout_s)
+
+    def _heeds(self, number: int) -> bool:
+        try:
+            status = Path(f"/proc/{self._pid}/status").read_text("utf-8")
+        except OSError:
+            return True
+        (caught,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+        return bool(int(caught, 16) >> (number - 1) & 1)
 
     def signal(self, number: int) -> None:
         with suppress(ProcessLookupError):

@@ -79,8 +79,9 @@ def summed(name: str, outcomes: Sequence[Ran]) -> FaultResult:
 
 
 def save(faults: Iterable[FaultResult], mutants: Iterable[MutantResult], about: Mapping[str, object]) -> None:
-    """Write results.json and the table."""
-    found, caught = list(faults), list(mutants)
+    """Write results.json and the table. Mutants that were not tried now are as they were."""
+    found = list(faults)
+    caught = list(({m.mutant: m for m in _known_mutants()} | {m.mutant: m for m in mutants}).values())
     told = {"about": dict(about), "faults": [asdict(f) for f in found], "mutants": [asdict(m) for m in caught]}
     RESULTS.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
     text = GUARANTEES.read_text("utf-8")
@@ -89,6 +90,12 @@ def save(faults: Iterable[FaultResult], mutants: Iterable[MutantResult], about: 
     if not rest:
         before = text.rstrip("\n") + "\n\n## Faults it was put through\n\n"
     GUARANTEES.write_text(f"{before}{BEGIN}\n\n{table(found, caught, about)}\n{END}{after or chr(10)}", "utf-8")
+
+
+def _known_mutants() -> list[MutantResult]:
+    if not RESULTS.exists():
+        return []
+    return [MutantResult(**found) for found in json.loads(RESULTS.read_text("utf-8"))["mutants"]]
 
 
 def table(faults: Sequence[FaultResult], mutants: Sequence[MutantResult], about: Mapping[str, object]) -> str:

@@ -438,7 +438,9 @@ class Run:
         for name, child in self.children.items():
             if name in self.quiet or name.startswith("writer"):
                 child.kill()
-            elif (code := child.stop()) != 0:
+                continue
+            child.await_heed()
+            if (code := child.stop()) != 0:
                 yield Violation("I6", f"{name} did not end well on SIGTERM: {code}: {self.log(name)[-300:]}")
 
     def check(self) -> Iterator[Violation]:

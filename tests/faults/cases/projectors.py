@@ -29,12 +29,16 @@ for _name, _point in KILLED.items():
     fault(f"projector: {_name}")(lambda run, point=_point: _killed(run, point))
 
 
-def _zombie(run: Run, kind: str) -> None:
-    """It stands still with a batch in its hands; others take its partitions and go further; then it goes on."""
+def _zombie(run: Run, kind: str, action: str = "pause", at: str = "apply") -> None:
+    """It stands still with a batch in its hands; others take its partitions and go further; then it goes on.
+
+    ``zombie``: and is killed once its late write is done, before it could notice that it came late.
+    """
     run.begin()
     run.caught_up()
     run.children["project"].stop()
-    run.again("project", point=f"project.apply.{kind}:before:{run.source.randrange(1, 4)}:pause")
+    run.appended(run.source.randrange(60, 120))  # its batch is to hold nearly every key
+    run.again("project", point=f"project.{at}.{kind}:before:1:{action}")
     run.paused("project", 60)
     run.command("project2", "project")
     run.appended(150)
@@ -42,7 +46,11 @@ def _zombie(run: Run, kind: str) -> None:
         run.stop_writers()
     run.caught_up(60)
     run.children["project"].resume()
-    run.passed("project")
+    if action == "zombie":
+        run.died("project")
+        run.quiet.add("project")
+    else:
+        run.passed("project")
     run.over()
     if not run.quietly:
         run.appended(20)
@@ -51,6 +59,11 @@ def _zombie(run: Run, kind: str) -> None:
 @fault("projector: late zombie", bound_s=45)
 def _late_zombie(run: Run) -> None:
     _zombie(run, "rows")
+
+
+@fault("projector: late zombie, killed after its write", bound_s=45)
+def _late_zombie_killed(run: Run) -> None:
+    _zombie(run, "rows", "zombie")
 
 
 @fault("projector: late zombie, Kafka", broker="kafka", bound_s=60, cheap=False)
@@ -71,6 +84,17 @@ def _late_zombie_vectors(run: Run) -> None:
 @fault("projector: late zombie, Neo4j", kinds=("nodes",), bound_s=60, cheap=False)
 def _late_zombie_nodes(run: Run) -> None:
     _zombie(run, "nodes")
+
+
+@fault("projector: late zombie, killed after its write, Chroma", kinds=("vectors",), bound_s=60, cheap=False)
+def _late_zombie_killed_vectors(run: Run) -> None:
+    _zombie(run, "vectors", "zombie")
+
+
+@fault("projector: zombie between Chroma's read and its write", kinds=("vectors",), bound_s=60, cheap=False)
+def _zombie_in_the_window(run: Run) -> None:
+    """Chroma has no compare-and-set: what it writes is decided by what it read before it stood still."""
+    _zombie(run, "vectors", at="write")
 
 
 @fault("projector: killed before the store write, Kafka", broker="kafka", bound_s=60, cheap=False)

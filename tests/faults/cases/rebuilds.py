@@ -92,11 +92,16 @@ def _asked_to_end(run: Run) -> None:
             threading.Event().wait(run.source.uniform(0.0, 0.6))
             child.stop()
             run.quiet.add("rebuild")
-        elif (code := run.children[name].stop()) != 0:
-            run.found.append(Violation("I6", f"{name} ended with {code} on SIGTERM: {run.log(name)[-300:]}"))
-        if name != "rebuild":
+        else:
+            _ended_well(run, name)
             run.again(name)
     run.over()
+
+
+def _ended_well(run: Run, name: str) -> None:
+    run.children[name].await_heed()
+    if (code := run.children[name].stop()) != 0:
+        run.found.append(Violation("I6", f"{name} ended with {code} on SIGTERM: {run.log(name)[-300:]}"))
 
 
 @fault("everything: killed at any moment", bound_s=60, cheap=False)
