@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from threading import Event as Flag
+from threading import Thread
 
 import pytest
 
 from outbox.broker.local import LocalBroker
-from outbox.errors import BrokerUnavailable
-from projectors import horizon
-from tests.integration.reading import Stage, assert_equal_to_model, put, settings_of, staged
+from outbox.errors import BrokerUnavailable, LogWentBack, MessagesLost
+from outbox.log.identity import halt
+from projectors import horizon, ledger
+from projectors.runner import Session
+from tests.integration.reading import Stage, assert_equal_to_model, put, settings_of, staged, until
 
 
 @pytest.fixture
@@ -45,3 +49,73 @@ def test_a_batch_behind_a_jump_is_not_passed_over_when_the_broker_cannot_be_aske
         stage.wait_all()
     assert len(asked) >= 3
     assert_equal_to_model(stage)
+
+
+@contextmanager
+def stepping(stage: Stage) -> Iterator[Session]:
+    """A session that takes a step when it is told to, with nothing left to read."""
+    with stage.running():
+        stage.append("thing-1", put(a=1))
+        stage.wait_all()
+    with ExitStack() as stack:
+        session = Session(stage.side.plan("rows"), stage.side.stations("rows"), stage.serving(), Flag(), stack)
+        while session.lag() or not session._consumer.assignment():
+            session.step()
+        yield session
+
+
+def publish(stage: Stage, part: str) -> None:
+    for n in range(20):
+        stage.append(f"thing-{part}{n}", put(b=n))
+    stage.side.write.relay().run(Flag(), drain=True)
+
+
+def test_a_jump_over_messages_that_are_gone_ends_the_session_before_its_checkpoint(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(horizon, "LOOK_EVERY_S", 3600.0)
+    with stepping(stage) as session:
+        publish(stage, "x")
+        stage.connection.execute("TRUNCATE outbox.broker_message")
+        publish(stage, "y")
+        before = ledger.checkpoints(stage.connection, "rows", stage.serving())
+        with pytest.raises(MessagesLost):
+            until(session.step, "nothing was noticed", timeout_s=10.0)
+        assert ledger.checkpoints(stage.connection, "rows", stage.serving()) == before
+    with stage.running():
+        stage.wait_all()
+    assert_equal_to_model(stage)
+
+
+def test_a_topic_that_gives_nothing_since_it_was_emptied_is_looked_at(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(horizon, "LOOK_EVERY_S", 0.0)
+    with stepping(stage) as session:
+        session.look()
+        publish(stage, "x")
+        stage.connection.execute("TRUNCATE outbox.broker_message")
+        with pytest.raises(MessagesLost):
+            session.look()
+
+
+def test_a_halt_ends_a_relay_that_leads_and_has_noticed_nothing(stage: Stage) -> None:
+    ended: list[BaseException] = []
+
+    def lead() -> None:
+        try:
+            stage.side.write.relay().run(stop)
+        except LogWentBack as error:
+            ended.append(error)
+
+    stop = Flag()
+    relay = Thread(target=lead)
+    relay.start()
+    try:
+        until(lambda: ledger.is_relayed(stage.connection), "it leads")
+        halt(stage.connection, "somebody knows better")
+        until(lambda: ended, "it ends", timeout_s=15.0)
+    finally:
+        stop.set()
+        relay.join()
+    assert "somebody knows better" in str(ended[0])
