@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DATA   ?= .outbox
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types unit faults bench lock clean
+.PHONY: help run test lint types unit faults lock clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
