@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from outbox.broker.settings import MESSAGE_BYTES_MAX, Client, Compression, KafkaSettings
 from outbox.errors import SettingsError
 from outbox.relay.relay import RelaySettings
-from outbox.relay.settings import EngineName
+from outbox.relay.settings import DeliveryName, EngineName
 
 FILE: Final = "outbox.toml"
 ENVIRONMENT: Final = "OUTBOX_"
@@ -63,6 +63,7 @@ class Relaying(Section):
 
     name: str = "relay"
     engine: EngineName = "poll"
+    delivery: DeliveryName = "at_least_once"
     slot_wal_warn_bytes: int = Field(1 << 30, ge=1 << 20)
     lease_s: float = Field(3.0, gt=0.1)
     page_max: int = Field(10_000, ge=200)
@@ -135,6 +136,7 @@ class Settings(BaseSettings):
             name=relay.name,
             prefix=self.prefix,
             engine=relay.engine,
+            delivery=relay.delivery,
             slot_wal_warn_bytes=relay.slot_wal_warn_bytes,
             lease_s=relay.lease_s,
             page_max=relay.page_max,

@@ -3,7 +3,7 @@
 from outbox.broker.kafka import open_kafka
 from outbox.broker.local import LocalBroker
 from outbox.broker.local_settings import LocalSettings
-from outbox.broker.protocol import Broker, Consumer, Delivery, Message, Producer, Start, TopicPartition
+from outbox.broker.protocol import Broker, Consumer, Delivery, Message, Producer, Start, TopicPartition, Transactions
 from outbox.broker.settings import KafkaSettings
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "Producer",
     "Start",
     "TopicPartition",
+    "Transactions",
     "open_kafka",
 ]

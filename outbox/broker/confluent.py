@@ -11,10 +11,12 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_e
 
 from outbox.broker.confluent_consumer import ConfluentConsumer
 from outbox.broker.confluent_producer import ConfluentProducer
+from outbox.broker.confluent_transactions import ConfluentClient
 from outbox.broker.librdkafka import load_library, opened, refused, unavailable
-from outbox.broker.protocol import Consumer, Producer, Range, Start, TopicPartition
+from outbox.broker.protocol import Consumer, Producer, Range, Start, TopicPartition, Transactions
 from outbox.broker.settings import KafkaSettings
 from outbox.broker.topics import TopicRefused, Topics
+from outbox.broker.transactions import NOTES_CONFIG, KafkaTransactions
 from outbox.errors import BrokerError, BrokerUnavailable
 
 log: Final = logging.getLogger("outbox.broker.librdkafka")
@@ -47,10 +49,16 @@ class ConfluentBroker:
         self._library = load_library()
         self._admin_client: Any = None
         self._topics = Topics(self._find, self._make)
+        self._notes = Topics(self._find, self._make_notes)
 
     def producer(self) -> Producer:
         """A producer; it connects with the first publish, and again after a failed one."""
         return ConfluentProducer(self._library, self._options(), self._settings, self._topics)
+
+    def transactions(self, name: str) -> Transactions:
+        """See :class:`outbox.broker.protocol.Broker`."""
+        client = ConfluentClient(self._library, self._options(), self._settings, self._topics, name)
+        return KafkaTransactions(client, self._topics, self._notes, name)
 
     def consumer(self, group: str, topics: Sequence[str], start: Start) -> Consumer:
         """A member of ``group``. Raises :class:`~outbox.errors.BrokerUnavailable` or, for a topic that can
@@ -95,7 +103,8 @@ class ConfluentBroker:
             return {}
         spec = getattr(import_module("confluent_kafka.admin").OffsetSpec, which)()
         request = {self._library.TopicPartition(*tp): spec for tp in partitions}
-        futures = self._admin().list_offsets(request, **self._bounded())
+        committed = self._library.IsolationLevel.READ_COMMITTED
+        futures = self._admin().list_offsets(request, isolation_level=committed, **self._bounded())
         try:
             return {TopicPartition(tp.topic, tp.partition): self._result(f).offset for tp, f in futures.items()}
         except self._library.KafkaException as error:
@@ -135,17 +144,24 @@ class ConfluentBroker:
         return found
 
     def _make(self, topics: Sequence[str]) -> None:
-        admin = import_module("confluent_kafka.admin")
+        admin, settings = import_module("confluent_kafka.admin"), self._settings
+        self._create([admin.NewTopic(topic, settings.partitions, settings.replication) for topic in topics])
+        self._settling()(self._see, topics)
+
+    def _make_notes(self, topics: Sequence[str]) -> None:
+        admin, replication = import_module("confluent_kafka.admin"), self._settings.replication
+        self._create([admin.NewTopic(topic, 1, replication, config=dict(NOTES_CONFIG)) for topic in topics])
+        self._settling()(self._see, topics)
+
+    def _create(self, new: Sequence[Any]) -> None:
         settings = self._settings
-        new = [admin.NewTopic(topic, settings.partitions, settings.replication) for topic in topics]
-        futures = self._admin().create_topics(new, operation_timeout=settings.timeout_s, **self._bounded())
+        futures = self._admin().create_topics([*new], operation_timeout=settings.timeout_s, **self._bounded())
         for topic, future in futures.items():
             try:
                 self._result(future)
             except self._library.KafkaException as error:
                 if error.args[0].name() != EXISTS:
                     raise TopicRefused(topic, error.args[0].str()) from error
-        self._settling()(self._see, topics)
 
     def _see(self, topics: Sequence[str]) -> None:
         """A topic is made by one server and seen by all a little later."""

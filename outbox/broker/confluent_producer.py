@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from outbox.broker.librdkafka import opened, refused, unavailable
-from outbox.broker.protocol import Message, TopicPartition
-from outbox.broker.publishing import KafkaProducer, Places, ServersRefused
+from outbox.broker.protocol import Message, Places, TopicPartition
+from outbox.broker.publishing import KafkaProducer, ServersRefused
 from outbox.broker.settings import KafkaSettings
 from outbox.broker.topics import Topics, encode_key
 from outbox.errors import MessageRefused
@@ -46,6 +46,13 @@ class Lane:
         self.report: Report = report
 
 
+def root(error: BaseException) -> BaseException:
+    """What stands behind the SystemError that confluent-kafka may put round a fatal error."""
+    while isinstance(error, SystemError) and (error.__cause__ or error.__context__) is not None:
+        error = error.__cause__ or error.__context__ or error
+    return error
+
+
 class ConfluentProducer(KafkaProducer):
     """See :class:`~outbox.broker.publishing.KafkaProducer`."""
 
@@ -67,7 +74,7 @@ class ConfluentProducer(KafkaProducer):
         }
         self._producer: Any = None
 
-    def _attempt(self, messages: Sequence[Message]) -> Places:
+    def attempt(self, messages: Sequence[Message]) -> Places:
         until = time.monotonic() + self._settings.timeout_s
         partitions = self._topics.ensure([message.topic for message in messages])
         self._open()
@@ -133,8 +140,7 @@ class ConfluentProducer(KafkaProducer):
             raise unavailable(self._settings, f"not acknowledged within {self._settings.timeout_s:g} s")
 
     def _fatal(self, error: BaseException) -> Exception:
-        while isinstance(error, SystemError) and (error.__cause__ or error.__context__) is not None:
-            error = error.__cause__ or error.__context__ or error
+        error = root(error)
         if isinstance(error, self._library.KafkaException) and error.args[0].name() == GAP:
             return ServersRefused(error.args[0].str())
         return unavailable(self._settings, str(error))

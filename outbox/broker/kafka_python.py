@@ -12,9 +12,11 @@ from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 from outbox.broker.kafka_python_consumer import KafkaPythonConsumer
 from outbox.broker.kafka_python_errors import connection_options, translated
 from outbox.broker.kafka_python_producer import KafkaPythonProducer
-from outbox.broker.protocol import Consumer, Producer, Range, Start, TopicPartition
+from outbox.broker.kafka_python_transactions import KafkaPythonClient
+from outbox.broker.protocol import Consumer, Producer, Range, Start, TopicPartition, Transactions
 from outbox.broker.settings import KafkaSettings
 from outbox.broker.topics import TopicRefused, Topics
+from outbox.broker.transactions import NOTES_CONFIG, KafkaTransactions
 from outbox.errors import BrokerError, OutboxError
 
 
@@ -25,10 +27,16 @@ class KafkaPythonBroker:
         self._settings = settings
         self._admin_client: Any = None
         self._topics = Topics(self._find, self._make)
+        self._notes = Topics(self._find, self._make_notes)
 
     def producer(self) -> Producer:
         """A producer; it connects with the first publish, and again after a failed one."""
         return KafkaPythonProducer(self._settings, self._topics)
+
+    def transactions(self, name: str) -> Transactions:
+        """See :class:`outbox.broker.protocol.Broker`."""
+        client = KafkaPythonClient(self._settings, self._topics, name)
+        return KafkaTransactions(client, self._topics, self._notes, name)
 
     def consumer(self, group: str, topics: Sequence[str], start: Start) -> Consumer:
         """A member of ``group``. Raises :class:`~outbox.errors.BrokerUnavailable` or, for a topic that can
@@ -79,16 +87,20 @@ class KafkaPythonBroker:
 
     def _make(self, topics: Sequence[str]) -> None:
         settings = self._settings
-        new = {
-            topic: {"num_partitions": settings.partitions, "replication_factor": settings.replication}
-            for topic in topics
-        }
+        options = {"num_partitions": settings.partitions, "replication_factor": settings.replication}
+        self._create(dict.fromkeys(topics, options))
+
+    def _make_notes(self, topics: Sequence[str]) -> None:
+        options = {"num_partitions": 1, "replication_factor": self._settings.replication, "configs": NOTES_CONFIG}
+        self._create(dict.fromkeys(topics, options))
+
+    def _create(self, new: Mapping[str, Mapping[str, Any]]) -> None:
         made = self._asked(lambda admin: admin.create_topics(new, raise_errors=False))
         for topic in made["topics"]:
             error = errors.for_code(topic["error_code"])
             if error not in (errors.NoError, errors.TopicAlreadyExistsError):
                 raise TopicRefused(topic["name"], topic["error_message"] or error.__name__)
-        self._asked(lambda admin: admin.wait_for_topics(list(topics), settings.timeout_ms))
+        self._asked(lambda admin: admin.wait_for_topics(list(new), self._settings.timeout_ms))
 
     def _asked(self, question: Any) -> Any:
         """Ask the servers; after a failure the next question is asked over a new connection."""

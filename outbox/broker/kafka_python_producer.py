@@ -20,8 +20,8 @@ from outbox.broker.kafka_python_errors import (
     translated,
     unavailable,
 )
-from outbox.broker.protocol import Message, TopicPartition
-from outbox.broker.publishing import KafkaProducer, Places, ServersRefused
+from outbox.broker.protocol import Message, Places, TopicPartition
+from outbox.broker.publishing import KafkaProducer, ServersRefused
 from outbox.broker.settings import KafkaSettings
 from outbox.broker.topics import Topics, encode_key
 from outbox.errors import MessageRefused
@@ -50,7 +50,7 @@ class KafkaPythonProducer(KafkaProducer):
         self._settings = settings
         self._producer: Any = None
 
-    def _attempt(self, messages: Sequence[Message]) -> Places:
+    def attempt(self, messages: Sequence[Message]) -> Places:
         until = time.monotonic() + self._settings.timeout_s
         partitions = self._topics.ensure([message.topic for message in messages])
         with translated(self._settings):
@@ -104,18 +104,22 @@ class KafkaPythonProducer(KafkaProducer):
 
     def _open(self) -> None:
         if self._producer is None:
-            self._producer = Client(
-                **connection_options(self._settings),
-                enable_idempotence=True,
-                acks="all",
-                compression_type=compression(self._settings),
-                linger_ms=self._settings.linger_ms,
-                batch_size=min(BATCH_BYTES, self._settings.max_message_bytes),
-                max_request_size=self._settings.max_message_bytes,
-                max_block_ms=self._settings.timeout_ms,
-                delivery_timeout_ms=NEVER_MS,
-                metrics_enabled=False,
-            )
+            self._producer = self._new()
+
+    def _new(self, **more: Any) -> Any:
+        return Client(
+            **connection_options(self._settings),
+            enable_idempotence=True,
+            acks="all",
+            compression_type=compression(self._settings),
+            linger_ms=self._settings.linger_ms,
+            batch_size=min(BATCH_BYTES, self._settings.max_message_bytes),
+            max_request_size=self._settings.max_message_bytes,
+            max_block_ms=self._settings.timeout_ms,
+            delivery_timeout_ms=NEVER_MS,
+            metrics_enabled=False,
+            **more,
+        )
 
     def _discard(self) -> None:
         producer, self._producer = self._producer, None

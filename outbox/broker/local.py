@@ -11,8 +11,9 @@ from outbox.broker.local_producer import LocalProducer
 from outbox.broker.local_pulse import Pulse
 from outbox.broker.local_settings import LocalSettings
 from outbox.broker.local_topics import ends, ensure_topics, ranges
+from outbox.broker.local_transactions import LocalTransactions, impatient
 from outbox.broker.local_trim import trim
-from outbox.broker.protocol import Consumer, Producer, Range, Start, TopicPartition
+from outbox.broker.protocol import Consumer, Producer, Range, Start, TopicPartition, Transactions
 from outbox.broker.topics import TopicRefused
 from outbox.errors import BrokerError
 
@@ -32,6 +33,10 @@ class LocalBroker:
     def producer(self) -> Producer:
         """A producer with a connection of its own, opened by the first publish."""
         return LocalProducer(self._new_link(), self._settings)
+
+    def transactions(self, name: str) -> Transactions:
+        """See :class:`outbox.broker.protocol.Broker`."""
+        return LocalTransactions(Link(self._dsn, self._settings, impatient), self._settings, name)
 
     def consumer(self, group: str, topics: Sequence[str], start: Start) -> Consumer:
         """A member of ``group``; it joins with its first poll.

@@ -15,7 +15,7 @@ from outbox.broker.local_link import CHANNEL, Connection, Link
 from outbox.broker.local_settings import PART_MESSAGES, LocalSettings
 from outbox.broker.local_topics import Topic, ensure_topics
 from outbox.broker.local_trim import trim
-from outbox.broker.protocol import Message, TopicPartition
+from outbox.broker.protocol import Message, Places, TopicPartition
 from outbox.broker.topics import TOPICS_KNOWN_MAX, TopicRefused, encode_key, first_refused
 from outbox.errors import MessageRefused
 
@@ -86,8 +86,8 @@ class Chunk:
         return [(tp, base + rank) for (tp, base), rank in zip(at, self.ranks, strict=True)]
 
 
-class LocalProducer:
-    """See :class:`outbox.broker.protocol.Producer`."""
+class LocalPublishing:
+    """What publishing to the local broker takes, in a transaction or not."""
 
     def __init__(self, link: Link, settings: LocalSettings) -> None:
         self._link = link
@@ -95,32 +95,9 @@ class LocalProducer:
         self._topics: dict[str, Topic] = {}
         self._until_trim = 0
 
-    def publish(self, messages: Sequence[Message]) -> Sequence[tuple[TopicPartition, int]]:
-        """See the protocol. One transaction; up to 10,000 messages and 32 MiB are one round trip."""
-        if not messages:
-            return []
-        try:
-            return self._publish(messages)
-        except TopicRefused as error:
-            refusal = first_refused(messages, error)
-        except MessageRefused as error:
-            refusal = error
-        self.publish(messages[: refusal.index])
-        raise refusal
-
     def close(self) -> None:
         """Close the connection."""
         self._link.close()
-
-    def _publish(self, messages: Sequence[Message]) -> list[tuple[TopicPartition, int]]:
-        with self._link.use() as connection:
-            self._learn(connection, messages)
-            chunks = list(self._chunks(messages))
-            with connection.transaction() if len(chunks) > 1 else contextlib.nullcontext():
-                bases = [self._put(connection, chunk) for chunk in chunks]
-            self._trim(connection, len(messages))
-        names = {topic.id: name for name, topic in self._topics.items()}
-        return [place for chunk, base in zip(chunks, bases, strict=True) for place in chunk.placed(base, names)]
 
     def _learn(self, connection: Connection, messages: Iterable[Message]) -> None:
         wanted = {message.topic for message in messages}
@@ -164,6 +141,38 @@ class LocalProducer:
         if self._until_trim <= 0:
             trim(connection, self._settings.keep_messages)
             self._until_trim = TRIM_EVERY_MESSAGES
+
+    def _placed(
+        self, chunks: Sequence[Chunk], bases: Sequence[Mapping[tuple[int, int], int]]
+    ) -> list[tuple[TopicPartition, int]]:
+        names = {topic.id: name for name, topic in self._topics.items()}
+        return [place for chunk, base in zip(chunks, bases, strict=True) for place in chunk.placed(base, names)]
+
+
+class LocalProducer(LocalPublishing):
+    """See :class:`outbox.broker.protocol.Producer`."""
+
+    def publish(self, messages: Sequence[Message]) -> Places:
+        """See the protocol. One transaction; up to 10,000 messages and 32 MiB are one round trip."""
+        if not messages:
+            return []
+        try:
+            return self._publish(messages)
+        except TopicRefused as error:
+            refusal = first_refused(messages, error)
+        except MessageRefused as error:
+            refusal = error
+        self.publish(messages[: refusal.index])
+        raise refusal
+
+    def _publish(self, messages: Sequence[Message]) -> Places:
+        with self._link.use() as connection:
+            self._learn(connection, messages)
+            chunks = list(self._chunks(messages))
+            with connection.transaction() if len(chunks) > 1 else contextlib.nullcontext():
+                bases = [self._put(connection, chunk) for chunk in chunks]
+            self._trim(connection, len(messages))
+        return self._placed(chunks, bases)
 
 
 def encode_headers(message: Message, index: int) -> bytes:

@@ -8,7 +8,7 @@ against all of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -64,6 +64,35 @@ class Producer(Protocol):
         """Release the connection. Nothing published is lost by it."""
 
 
+Places = Sequence[tuple[TopicPartition, int]]
+"""Where messages went, in the order given: partition and offset of each."""
+
+Note = Callable[[Places], bytes]
+"""Writes a note, once it is known where the messages have gone that it goes with."""
+
+
+class Transactions(Producer, Protocol):
+    """A producer of which there is one at a time under a name, and whose batches are published whole or not at all.
+
+    What its last transaction noted can be read back, by the next one of the name. Used by one thread.
+    """
+
+    def recover(self) -> bytes | None:
+        """Become the one of this name and return the last note; None if there is none. First of all.
+
+        From then on every earlier one is fenced: what it has not committed is undone and it commits nothing more.
+        Raises :class:`~outbox.errors.BrokerUnavailable`.
+        """
+
+    def publish(self, messages: Sequence[Message], note: Note | None = None) -> Places:
+        """As :meth:`Producer.publish`, in one transaction with the note.
+
+        Raises :class:`~outbox.errors.MessageRefused` (nothing of the batch was published),
+        :class:`~outbox.errors.Fenced`, or :class:`~outbox.errors.BrokerUnavailable`, after which it is unknown whether
+        all was published or nothing, and this object is of no more use: the next one's :meth:`recover` tells.
+        """
+
+
 class Consumer(Protocol):
     """One member of one group. Used by one thread."""
 
@@ -96,6 +125,9 @@ class Broker(Protocol):
 
     def producer(self) -> Producer:
         """A connected producer, safe against reordering and duplicates of its own retries."""
+
+    def transactions(self, name: str) -> Transactions:
+        """A producer of transactions under ``name``, which must be fit for a topic's name."""
 
     def consumer(self, group: str, topics: Sequence[str], start: Start) -> Consumer:
         """A member of ``group``; partitions of ``topics`` are shared among its members.

@@ -5,11 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from outbox.broker.protocol import Message, TopicPartition
+from outbox.broker.protocol import Message, Places
 from outbox.broker.topics import TopicRefused, Topics, first_refused
 from outbox.errors import BrokerUnavailable, MessageRefused, OutboxError
-
-Places = Sequence[tuple[TopicPartition, int]]
 
 
 class ServersRefused(OutboxError):
@@ -34,7 +32,7 @@ class KafkaProducer(ABC):
         if not messages:
             return []
         try:
-            return self._attempt(messages)
+            return self.attempt(messages)
         except TopicRefused as error:
             refusal = first_refused(messages, error)
             self.publish(messages[: refusal.index])
@@ -57,7 +55,7 @@ class KafkaProducer(ABC):
         self._discard()
 
     @abstractmethod
-    def _attempt(self, messages: Sequence[Message]) -> Places:
+    def attempt(self, messages: Sequence[Message]) -> Places:
         """Send all and wait. Raises MessageRefused (after everything before it was acknowledged),
         ServersRefused, TopicRefused (nothing was sent) or BrokerUnavailable."""
 

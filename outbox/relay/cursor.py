@@ -117,7 +117,8 @@ WITH leader AS (
 ), moved AS (
     UPDATE outbox.relay_cursor c
     SET a = %(a)s::pg_snapshot, b = %(b)s::pg_snapshot, last = %(last)s, at = clock_timestamp(),
-        slot = %(slot)s, lsn = '0/0'::pg_lsn + %(lsn)s::numeric, part = %(part)s::text::xid8
+        slot = %(slot)s, lsn = '0/0'::pg_lsn + %(lsn)s::numeric, part = %(part)s::text::xid8,
+        step = c.step + %(steps)s
     FROM leader WHERE c.name = %(name)s AND c.epoch = leader.epoch RETURNING c.name
 ), mapped AS (
     INSERT INTO outbox.published AS p (topic, partition, "offset", horizon)
@@ -136,6 +137,12 @@ def load(connection: Connection, name: str, epoch: int) -> Cursor:
     if row is None:
         raise Fenced(f"relay {name!r}: epoch {epoch} is over")
     return Cursor(Snapshot(row[0]), Snapshot(row[1]), *row[2:])
+
+
+def steps(connection: Connection, name: str) -> int:
+    """How many pages this relay has published, by what is written down."""
+    row = connection.execute("SELECT step FROM outbox.relay_cursor WHERE name = %s", [name]).fetchone()
+    return row[0] if row else 0
 
 
 def advance(
@@ -162,6 +169,7 @@ def advance(
             "slot": cursor.slot,
             "lsn": cursor.lsn,
             "part": str(cursor.part) if cursor.part else None,
+            "steps": 1 if published else 0,
             "horizon": str(cursor.a.xmin),
             "topics": [t for t, _ in published],
             "partitions": [p for _, p in published],

@@ -1,7 +1,7 @@
 """One term as the leader: page after page, from taking the lease to losing it.
 
 At least once: a row is published before the cursor passes it. What a crash leaves between the steps of
-:meth:`Leader.step` is written there.
+:meth:`Leader.step` is written there. Exactly once is :mod:`outbox.relay.exactly_once`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import structlog
@@ -37,6 +38,15 @@ REDRIVE_EVERY_S: Final = 1.0
 
 Published = dict[tuple[str, int], int]
 """The last offset by topic and partition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """What became of a parked key's rows: those published now, and the one refused once more, with the reason."""
+
+    rows: Sequence[OutboxRow]
+    published: Published
+    refused: tuple[OutboxRow, str] | None = None
 
 
 class Engine(Protocol):
@@ -83,7 +93,7 @@ class Leader:
            one transaction that takes effect only for the leader's epoch. A crash after it leaves nothing to do.
         """
         page = self._engine.read(self._cursor, self._limit)
-        published = self._publish(page.rows)
+        published = self._publish(page)
         if page.rows or page.settle or self._due():
             self._advance(page.cursor, published)
             self._engine.written(page.cursor)
@@ -92,23 +102,25 @@ class Leader:
         self._trim(len(page.rows))
         return len(page.rows) + self._redrive()
 
-    def _publish(self, rows: Sequence[OutboxRow]) -> Published:
+    def _publish(self, page: Page) -> Published:
         """Publish what is not parked. A row that is refused splits its run in two, so no row is sent more than twice.
 
         (What came before it has been acknowledged, but at offsets the refusal does not tell.)
         """
         published: Published = {}
-        runs = [list(rows)]
+        runs = [list(page.rows)]
         while runs:
             run = self._parking.pass_by(runs.pop(0))
             try:
                 published.update(self._send(run))
             except MessageRefused as refused:
-                row = run[refused.index]
-                self._parking.hold(row, first_line(refused))
-                log.warning("parked", topic=row.message.topic, key=row.message.key, reason=first_line(refused))
+                self._park(run[refused.index], refused)
                 runs[:0] = [run[: refused.index], run[refused.index + 1 :]]
         return published
+
+    def _park(self, row: OutboxRow, refused: MessageRefused) -> None:
+        self._parking.hold(row, first_line(refused))
+        log.warning("parked", topic=row.message.topic, key=row.message.key, reason=first_line(refused))
 
     def _send(self, rows: Sequence[OutboxRow]) -> Published:
         if not rows:
@@ -156,16 +168,18 @@ class Leader:
 
     def _try_again(self, key: Key) -> int:
         """As :meth:`step`: publish, then delete and advance in one transaction guarded by the epoch."""
-        rows, refused = self._parking.rows(key), None
-        try:
-            published = self._send(rows)
-        except MessageRefused as error:
-            refused, reason = rows[error.index], first_line(error)
-            rows = rows[: error.index]
-            published = self._send(rows)
+        again = self._publish_again(key, self._parking.rows(key))
         with self._connection.transaction():
-            self._advance(self._cursor, published)
-            self._parking.done(key, rows)
-            if refused is not None:
-                self._parking.refused(key, refused, reason)
-        return len(rows)
+            self._advance(self._cursor, again.published)
+            self._parking.done(key, again.rows)
+            if again.refused is not None:
+                self._parking.refused(key, *again.refused)
+        return len(again.rows)
+
+    def _publish_again(self, key: Key, rows: Sequence[OutboxRow]) -> Again:
+        del key
+        try:
+            return Again(rows, self._send(rows))
+        except MessageRefused as error:
+            before = rows[: error.index]
+            return Again(before, self._send(before), (rows[error.index], first_line(error)))

@@ -15,6 +15,7 @@ from typing import Final
 import orjson
 
 from outbox.database import Connection
+from outbox.errors import DatabaseError
 from outbox.relay.poll import COLUMNS, OutboxRow, outbox_row
 
 BEHIND: Final = "waits behind an earlier row of its key"
@@ -42,6 +43,10 @@ FROM outbox.parked WHERE relay = %(relay)s GROUP BY topic, key
 _ROWS: Final = f"""
 SELECT {COLUMNS} FROM outbox.parked o LEFT JOIN outbox.event e USING (position)
 WHERE o.relay = %(relay)s AND o.topic = %(topic)s AND o.key = %(key)s ORDER BY o.seq LIMIT %(limit)s
+"""
+_HELD: Final = f"""
+SELECT {COLUMNS} FROM outbox.outbox o LEFT JOIN outbox.event e USING (position)
+WHERE o.seq = ANY (%(seqs)s) ORDER BY o.seq
 """
 _DONE: Final = """
 DELETE FROM outbox.parked WHERE relay = %(relay)s AND topic = %(topic)s AND key = %(key)s AND seq = ANY (%(seqs)s)
@@ -115,6 +120,11 @@ class Parking:
         """Whether there are rows to :meth:`write`."""
         return bool(self._held)
 
+    @property
+    def reasons(self) -> list[tuple[int, str]]:
+        """Of the rows to :meth:`write`, the seq and the reason."""
+        return [(row.seq, reason) for row, reason in self._held]
+
     def pass_by(self, rows: Sequence[OutboxRow]) -> list[OutboxRow]:
         """The rows whose keys are free; the others are held."""
         if not self._keys:
@@ -128,6 +138,18 @@ class Parking:
         """Hold the row back, and its key from now on."""
         self._held.append((row, reason))
         self._keys.add(_key(row))
+
+    def hold_again(self, reasons: Sequence[tuple[int, str]]) -> None:
+        """Hold rows that an earlier leader held and did not write down; they stand in the outbox until that is done.
+
+        Raises :class:`~outbox.errors.DatabaseError` if one does not.
+        """
+        named = dict(reasons)
+        found = self._connection.execute(_HELD, {"seqs": list(named)}, binary=True).fetchall() if named else []
+        if len(found) != len(named):
+            raise DatabaseError(f"relay {self._relay!r}: {len(named) - len(found)} rows to park are not in the outbox")
+        for row in (outbox_row(self._prefix, columns) for columns in found):
+            self.hold(row, named[row.seq])
 
     def write(self) -> None:
         """Write down what is held."""
@@ -160,8 +182,12 @@ class Parking:
 
     def done(self, key: Key, rows: Sequence[OutboxRow]) -> None:
         """These rows are published; with the last one of a key the key is free."""
-        self._connection.execute(_DONE, {**self._named(key), "seqs": [row.seq for row in rows]})
-        if not self._connection.execute(_LEFT, self._named(key)).fetchone():
+        self.done_by_seq(key, [row.seq for row in rows])
+
+    def done_by_seq(self, key: Key, seqs: Sequence[int]) -> None:
+        """As :meth:`done`."""
+        self._connection.execute(_DONE, {**self._named(key), "seqs": list(seqs)})
+        if self._connection.execute(_LEFT, self._named(key)).fetchone() is None:  # a row of no columns is falsy
             self._keys.discard(key)
 
     def refused(self, key: Key, row: OutboxRow, reason: str) -> None:

@@ -14,6 +14,7 @@ from outbox.database import Connection, check_migrated, connected, first_line
 from outbox.errors import BrokerUnavailable, DatabaseError, Fenced
 from outbox.metrics import RELAY_ERRORS, RELAY_LEADER
 from outbox.relay.engines import open_engine
+from outbox.relay.exactly_once import ExactlyOnceLeader, recover
 from outbox.relay.horizon import check_log
 from outbox.relay.leader import Engine, Leader
 from outbox.relay.lease import Keeper, Lease, new_holder, take
@@ -71,14 +72,29 @@ class Relay:
             keeper = stack.enter_context(Keeper(self._dsn, lease))
             broker = self._broker()
             stack.callback(broker.close)
-            check_log(connection, broker, self._settings.prefix)
+            lead = self._ready(stack, connection, broker, lease)
             engine = stack.enter_context(open_engine(self._dsn, lease, self._settings, drain=drain))
-            producer = broker.producer()
-            stack.callback(producer.close)
+            leader = lead(engine)
             RELAY_LEADER.set(1)
             stack.callback(RELAY_LEADER.set, 0)
-            leader = Leader(connection, engine, producer, lease, self._settings)
             return self._turn(leader, engine, keeper, stop, drain=drain)
+
+    def _ready(
+        self, stack: ExitStack, connection: Connection, broker: Broker, lease: Lease
+    ) -> Callable[[Engine], Leader]:
+        """What is to be done before the cursor is read; the leader, once it has an engine."""
+        settings = self._settings
+        if settings.delivery == "at_least_once":
+            check_log(connection, broker, settings.prefix)
+            producer = broker.producer()
+            stack.callback(producer.close)
+            return lambda engine: Leader(connection, engine, producer, lease, settings)
+        transactions = broker.transactions(settings.transactions)
+        stack.callback(transactions.close)
+        identity = recover(
+            connection, transactions, lease, settings, lambda: check_log(connection, broker, settings.prefix)
+        )
+        return lambda engine: ExactlyOnceLeader(connection, engine, transactions, lease, settings, identity)
 
     def _turn(self, leader: Leader, engine: Engine, keeper: Keeper, stop: threading.Event, *, drain: bool) -> bool:
         sleep_s = self._settings.sleep_min_s

@@ -15,7 +15,7 @@ from deploy.local.ports import reserve
 from outbox.broker import KafkaSettings, Message, open_kafka
 from outbox.broker.confluent import ConfluentBroker
 from outbox.broker.kafka_python import KafkaPythonBroker
-from outbox.errors import BrokerError, BrokerUnavailable, MessageRefused, SettingsError
+from outbox.errors import BrokerError, BrokerUnavailable, Fenced, MessageRefused, SettingsError
 from tests.conformance.brokers import by_key, collect, earliest, first_times, numbered, poll_until
 
 KEYS = [f"stream-{i}" for i in range(40)] + ["ünï-çødé", "日本語-1", "🙂-🙃", "x", "ab", "abc", "\u00ff" * 5]
@@ -114,6 +114,60 @@ def test_what_a_topic_itself_refuses_is_refused_with_its_index(bootstrap, topic,
     assert first_times(found.pop("a"))[1:] == [b"0", b"1"]
     assert {k: first_times(v) for k, v in found.items()} == by_key(other)
     producer.close()
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_what_a_topic_itself_refuses_is_undone_with_its_transaction_and_named(bootstrap, topic, client) -> None:
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    admin.create_topics(
+        {topic: {"num_partitions": 1, "replication_factor": 1, "configs": {"max.message.bytes": "20000"}}}
+    )
+    admin.close()
+    broker = open_kafka(settings(bootstrap, client, compression="none"))
+    one = broker.transactions(f"{topic}.__relay")
+    one.recover()
+    small = [Message(topic, "a", b"%d" % i + b"x" * 1_000) for i in range(60)]
+    one.publish(small, lambda places: b"more than one batch of the topic's takes")
+    batch = [*small[:33], Message(topic, "a", b"x" * 100_000), *small[33:]]
+    for index in (33, 33):
+        with pytest.raises(MessageRefused) as refusal:
+            one.publish(batch, lambda places: b"never")
+        assert refusal.value.index == index
+    one.publish([Message(topic, "b", b"last")], lambda places: b"last")
+    consumer = broker.consumer(topic, [topic], earliest)
+    assert by_key(collect(consumer, 61)) == {"a": [m.value for m in small], "b": [b"last"]}
+    consumer.close()
+    assert broker.transactions(f"{topic}.__relay").recover() == b"last"
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("other", CLIENTS)
+def test_what_a_dead_publisher_left_open_is_undone_and_cannot_be_committed_when_it_wakes(
+    bootstrap, topic, client, other
+) -> None:
+    broker = open_kafka(settings(bootstrap, client))
+    dead, woken = broker.transactions(f"{topic}.__relay"), topic
+    dead.recover()
+    dead.publish(numbered(topic, 5), lambda places: b"before")
+    left: list[object] = []
+
+    def halted(places):
+        """All is sent and nothing committed: another one takes over."""
+        left.append(places)
+        successor = open_kafka(settings(bootstrap, other)).transactions(f"{topic}.__relay")
+        assert successor.recover() == b"before"
+        successor.publish([Message(topic, woken, b"after")], lambda places: b"after")
+        return b"zombie"
+
+    with pytest.raises((Fenced, BrokerUnavailable)):
+        dead.publish(numbered(topic, 50), halted)
+    assert left
+    consumer = broker.consumer(topic, [topic], earliest)
+    found = [d.value for d in collect(consumer, 6)]
+    assert list(consumer.poll(10, 1.0)) == []
+    assert sorted(found) == sorted([*(m.value for m in numbered(topic, 5)), b"after"])
+    consumer.close()
+    assert broker.transactions(f"{topic}.__relay").recover() == b"after"
 
 
 @pytest.mark.parametrize("client", CLIENTS)

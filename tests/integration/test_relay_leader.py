@@ -352,6 +352,22 @@ def test_a_row_refused_again_stays_and_waits_to_be_asked_again(database, produce
     ]
 
 
+def test_what_comes_behind_a_row_refused_again_waits_too(database, producer, recorder, eager):
+    recorder.refuse = {"order-1"}
+    append(producer, "order-1", [event(), event()])
+    with leading(database, recorder) as leader:
+        drain(leader)
+        retry(producer, "outbox.order", "order-1")
+        drain(leader)
+        recorder.refuse = set()
+        append(producer, "order-1", event())
+        drain(leader)
+        assert recorder.messages == [], "it would overtake what is parked"
+        retry(producer, "outbox.order", "order-1")
+        drain(leader)
+    assert recorder.versions("order-1") == [1, 2, 3]
+
+
 def test_discarding_the_refused_row_lets_those_behind_it_go(database, producer, recorder, eager):
     recorder.refuse = {"order-1"}
     append(producer, "order-1", [event(), event(), event()])
@@ -383,7 +399,7 @@ def test_a_crash_between_publishing_and_the_cursor_parks_once(database, producer
     append(producer, "order-1", event())
     append(producer, "order-2", event())
     with leading(database, recorder) as leader:
-        leader._publish(leader._engine.read(leader._cursor, 10).rows)  # and no further
+        leader._publish(leader._engine.read(leader._cursor, 10))  # and no further
     assert parked(producer) == []
     with leading(database, recorder) as leader:
         drain(leader)
