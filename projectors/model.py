@@ -12,7 +12,8 @@ from itertools import groupby
 from outbox.codec import Registry
 from outbox.database import Connection
 from outbox.event import Event, category_of
-from outbox.log.read import read_by_stream, read_stream
+from outbox.log.read import read_below, read_by_stream, read_stream
+from outbox.log.statement import VERSION_MAX
 from projectors.decoding import Deferring
 from projectors.folding import Failure, Forms, State, advance, forms, said
 from projectors.pipeline import Plan
@@ -45,6 +46,14 @@ def model(connection: Connection, plan: Plan, registry: Registry, *, after_strea
     for stream, run in groupby(events, key=lambda e: e.stream):
         modelled = _fold_last(plan, stream, run)
         yield modelled or fold_each(plan, stream, read_stream(connection, stream, Deferring(registry)))
+
+
+def model_some(connection: Connection, plan: Plan, registry: Registry, streams: Sequence[str]) -> Iterator[Modelled]:
+    """These streams, read together."""
+    events = read_below(connection, dict.fromkeys(streams, VERSION_MAX), Deferring(registry))
+    for stream, run in groupby(events, key=lambda e: e.stream):
+        history = list(run)
+        yield _fold_last(plan, stream, history) or fold_each(plan, stream, history)
 
 
 def model_of(connection: Connection, plan: Plan, registry: Registry, stream: str) -> Modelled:

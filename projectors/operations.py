@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Final, LiteralString
 
 from outbox.database import Connection, connected
 from outbox.errors import InvalidEvent, RecordsRefused, SettingsError, VerificationFailed
 from projectors import ledger
 from projectors.dead_letters import dead_letter, dead_letters, discard_dead_letter
+from projectors.forecast import forecast, forecast_repair
 from projectors.pulse import pulses
 from projectors.query.search import Search
+from projectors.rebuild import earlier_generation
 from projectors.rebuild import rebuild as build_anew
 from projectors.rebuild import rollback as go_back
 from projectors.verify import Report, Verifier
@@ -23,6 +25,16 @@ from projectors.wiring import ReadSide
 
 Tell = Callable[[int, int, str], None]
 """Told the records done, 0 (how many there are is not known) and what is being done."""
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """How to verify."""
+
+    quick: bool = False
+    repair: bool = False
+    dry_run: bool = False
+
 
 NO_LEASE: Final = (None, 0, False)
 _LEASE: Final = "SELECT holder, epoch, expires_at > clock_timestamp() FROM outbox.lease WHERE name = %s"
@@ -99,39 +111,62 @@ def status(side: ReadSide) -> dict[str, Any]:
 
 
 def verify(
-    side: ReadSide, *, projectors: Sequence[str] | None = None, repair: bool = False, tell: Tell | None = None
+    side: ReadSide,
+    *,
+    projectors: Sequence[str] | None = None,
+    repair: bool = False,
+    quick: bool = False,
+    dry_run: bool = False,
+    tell: Tell | None = None,
 ) -> list[dict[str, Any]]:
     """Compare stores with the log; with ``repair`` write what differs and compare again.
 
     One ``{"projector", "store", "generation", "records", "missing", "stale", "extra", "different", "parked",
-    "repaired", "seconds", "differences": [{"key", "stream", "kind", "version"}]}`` a projector: what is left to
-    repair, if anything is. At most :data:`projectors.verify.NAMED_MAX` differences are named; all are counted.
+    "repaired", "seconds", "slices", "why_full", "differences": [{"key", "stream", "kind", "version"}]}`` a
+    projector: what is left to repair, if anything is. At most :data:`projectors.verify.NAMED_MAX` differences are
+    named; all are counted.
+
+    ``quick`` reads only the slices whose sums differ, ``"slices"`` many, and trusts what records say of themselves
+    (:meth:`projectors.verify.Verifier.verify`); ``"slices"`` is null where the whole store was read, ``"why_full"``
+    says why although ``quick``.
+
+    ``dry_run`` (of a repair) writes nothing and adds ``"would": {"writes", "removes", "sampled", "seconds"}``, see
+    :class:`projectors.forecast.RepairForecast`.
     """
-    return [_verify_one(side, name, repair=repair, tell=tell) for name in _names(side, projectors)]
+    if dry_run and not repair:
+        raise SettingsError("a dry run is one of a repair: verify alone writes nothing")
+    how = _How(quick, repair, dry_run)
+    return [_verify_one(side, name, how, tell) for name in _names(side, projectors)]
 
 
 def rebuild(
-    side: ReadSide, *, projector: str, check: bool = True, rollback: bool = False, tell: Tell | None = None
+    side: ReadSide,
+    *,
+    projector: str,
+    check: bool = True,
+    rollback: bool = False,
+    dry_run: bool = False,
+    tell: Tell | None = None,
 ) -> dict[str, Any]:
     """Build a projector's records anew and switch, or go back to the generation before.
 
-    ``{"projector", "generation", "streams", "records", "seconds"}``; after a rollback the first two.
+    ``{"projector", "generation", "streams", "records", "seconds"}``; after a rollback the first two. ``dry_run``
+    changes nothing and says what would be: ``{"projector", "store", "dry_run"}`` and the fields of
+    :class:`projectors.forecast.Forecast`; of a rollback the first two again.
     """
     plan, stations = side.plan(projector), side.stations(projector)
+    if rollback and dry_run:
+        with connected(side.write.dsn) as connection:
+            return {"projector": projector, "generation": earlier_generation(connection, projector)}
     if rollback:
         return {"projector": projector, "generation": go_back(plan, stations)}
-
-    def verified(generation: str) -> None:
-        report, _ = _compared(side, projector, generation, tell)
-        if not report.clean:
-            raise VerificationFailed(
-                f"{projector}: {sum(report.counts.values())} records of {generation} differ from the log; not switched"
-            )
-
+    if dry_run:
+        coming = forecast(plan, stations, check=check)
+        return {"projector": projector, "store": plan.store, "dry_run": True, **asdict(coming)}
     done = build_anew(
         plan,
         stations,
-        verify=verified if check else None,
+        verify=(lambda generation: _must_equal(side, projector, generation, tell)) if check else None,
         progress=(lambda phase, streams, records: tell(records, 0, f"{phase}: {streams} streams")) if tell else None,
     )
     return asdict(done)
@@ -193,36 +228,49 @@ def _names(side: ReadSide, wanted: Sequence[str] | None) -> list[str]:
     return list(wanted or side.projecting)
 
 
-def _verify_one(side: ReadSide, name: str, *, repair: bool, tell: Tell | None) -> dict[str, Any]:
+def _must_equal(side: ReadSide, name: str, generation: str, tell: Tell | None) -> None:
+    report, _ = _compared(side, name, generation, _How(), tell)
+    if not report.clean:
+        raise VerificationFailed(
+            f"{name}: {sum(report.counts.values())} records of {generation} differ from the log; not switched"
+        )
+
+
+def _verify_one(side: ReadSide, name: str, how: _How, tell: Tell | None) -> dict[str, Any]:
     with connected(side.write.dsn) as connection:
         generation = ledger.serving(connection, name)
     if generation is None:
         raise SettingsError(f"{name} has no generation yet: run `outbox project {name}` or `outbox up` first")
-    report, repaired = _compared(side, name, generation, tell, repair=repair)
+    report, done = _compared(side, name, generation, how, tell)
     return {
         "projector": name,
         "store": report.store,
         "generation": generation,
         **report.as_dict(),
-        "repaired": repaired,
+        **done,
         "seconds": round(report.seconds, 3),
+        "slices": report.slices,
+        "why_full": report.why_full,
         "differences": [asdict(d) for d in report.differences],
     }
 
 
 def _compared(
-    side: ReadSide, name: str, generation: str, tell: Tell | None, *, repair: bool = False
-) -> tuple[Report, int]:
-    """The last report, and the number of records written before it."""
+    side: ReadSide, name: str, generation: str, how: _How, tell: Tell | None
+) -> tuple[Report, dict[str, Any]]:
+    """The last report, and what was written before it or would be."""
     said = (lambda records: tell(records, 0, name)) if tell else None
     with connected(side.write.dsn) as connection, side.open_sink(name) as sink:
         sink.prepare(generation)  # a store that was wiped lacks every record, which is to be said and not to fail
         verifier = Verifier(connection, side.plan(name), sink, generation, side.write.registry)
-        report = verifier.verify(said)
-        if not repair or report.clean:
-            return report, 0
+        report = verifier.verify(said, quick=how.quick)
+        if how.dry_run:
+            would = forecast_repair(side.plan(name), side.stations(name), sink, verifier, report)
+            return report, {"repaired": 0, "would": asdict(would)}
+        if not how.repair or report.clean:
+            return report, {"repaired": 0}
         try:
             repaired = verifier.repair(report)
         except RecordsRefused as error:
             raise VerificationFailed(f"{name}: cannot be repaired: {error}") from error
-        return verifier.verify(said), repaired
+        return verifier.verify(said, quick=how.quick), {"repaired": repaired}

@@ -53,6 +53,9 @@ RESUME_WITHIN_S: Final = 3_600.0
 """An unfinished build that has lain longer is dropped: the broker may not have kept what followed its beginning."""
 
 LOOK_S: Final = 0.05
+TRIAL: Final = "trial"
+"""The generation that a dry run writes to and drops (:mod:`projectors.forecast`); the ledger never knows of it."""
+
 BUILD_LOCK: Final = 0x6F62
 
 Progress = Callable[[str, int, int], None]
@@ -68,6 +71,17 @@ class Built:
     streams: int
     records: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """What the next build does with generations: the one it builds (``after``: the last stream loaded already, ""
+    if it begins anew), those it drops first, since they were left unfinished for too long, and those at its end."""
+
+    generation: str
+    after: str
+    discards: Sequence[str]
+    drops: Sequence[str]
 
 
 class Building(OutboxError):
@@ -88,7 +102,7 @@ def rebuild(
     like if a part is down (run it again: it goes on where it stopped).
     """
     with connected(stations.dsn) as connection:
-        _lock(connection, plan.name)
+        lock(connection, plan.name)
         return build(connection, plan, stations, stop or threading.Event(), verify, progress)
 
 
@@ -100,7 +114,7 @@ def first_build(plan: Plan, stations: Stations, stop: threading.Event) -> str:
             if found is not None:
                 return found
             try:
-                _lock(connection, plan.name)
+                lock(connection, plan.name)
                 return ledger.serving(connection, plan.name) or build(connection, plan, stations, stop).generation
             except Building:
                 stop.wait(0.2)
@@ -150,17 +164,38 @@ def rollback(plan: Plan, stations: Stations) -> str:
     Raises :class:`~outbox.errors.ProjectionError` if none is kept, :class:`Building` while a build goes on.
     """
     with connected(stations.dsn) as connection:
-        _lock(connection, plan.name)
-        retired = [g for g in ledger.generations(connection, plan.name) if g.state == "retired"]
-        if not retired:
-            raise ProjectionError(f"{plan.name}: no earlier generation is kept, nothing to roll back to")
+        lock(connection, plan.name)
+        earlier = earlier_generation(connection, plan.name)
         with stations.sink() as sink:
-            sink.switch(retired[-1].name)
-        ledger.switch_generation(connection, plan.name, retired[-1].name)
-        return retired[-1].name
+            sink.switch(earlier)
+        ledger.switch_generation(connection, plan.name, earlier)
+        return earlier
 
 
-def _lock(connection: Connection, projector: str) -> None:
+def earlier_generation(connection: Connection, projector: str) -> str:
+    """The one that a rollback goes back to. Raises :class:`~outbox.errors.ProjectionError` if none is kept."""
+    retired = [g.name for g in ledger.generations(connection, projector) if g.state == "retired"]
+    if not retired:
+        raise ProjectionError(f"{projector}: no earlier generation is kept, nothing to roll back to")
+    return retired[-1]
+
+
+def upcoming(connection: Connection, projector: str) -> Next:
+    """What :func:`build` would do now."""
+    known = ledger.generations(connection, projector)
+    unfinished = [g for g in known if g.state == "building"]
+    serving = [g.name for g in known if g.state == "serving"]
+    retired = [g.name for g in known if g.state == "retired"]
+    # The one that serves now is retired by the switch, after all others; without one, the last retired is kept.
+    drops = retired if serving else retired[:-1]
+    if unfinished and unfinished[-1].age_s < RESUME_WITHIN_S:
+        return Next(unfinished[-1].name, unfinished[-1].progress or "", (), drops)
+    name = f"g{max((int(g.name[1:]) for g in known), default=0) + 1}"
+    return Next(name, "", [g.name for g in unfinished], drops)
+
+
+def lock(connection: Connection, projector: str) -> None:
+    """Be the only one to build, for as long as the connection lives. Raises :class:`Building` if another is at it."""
     row = connection.execute("SELECT pg_try_advisory_lock(%s, hashtext(%s))", [BUILD_LOCK, projector]).fetchone()
     if row is None or not row[0]:
         raise Building(f"{projector}: another process is building it now")
@@ -168,15 +203,14 @@ def _lock(connection: Connection, projector: str) -> None:
 
 def _begin(connection: Connection, plan: Plan, stations: Stations) -> Generation:
     """The unfinished generation to go on with, or a new one."""
-    known = ledger.generations(connection, plan.name)
-    unfinished = [g for g in known if g.state == "building"]
-    if unfinished and unfinished[-1].age_s < RESUME_WITHIN_S:
-        return unfinished[-1]
-    for old in unfinished:
-        _discard(connection, plan, stations, old.name)
-    name = f"g{max((int(g.name[1:]) for g in known), default=0) + 1}"
-    ledger.begin_generation(connection, plan.name, name, plan.topics)
-    return Generation(name, "building", None, 0, 0.0)
+    coming = upcoming(connection, plan.name)
+    for old in coming.discards:
+        _discard(connection, plan, stations, old)
+    for known in ledger.generations(connection, plan.name):
+        if known.name == coming.generation:
+            return known
+    ledger.begin_generation(connection, plan.name, coming.generation, plan.topics)
+    return Generation(coming.generation, "building", None, 0, 0.0)
 
 
 def _discard(connection: Connection, plan: Plan, stations: Stations, generation: str) -> None:
@@ -321,7 +355,8 @@ class _CatchingUp:
 
 
 def _drop_old(connection: Connection, plan: Plan, sink: Sink) -> None:
-    """All retired generations but the one that served last."""
+    """All retired generations but the one that served last, and what a dry run left that was killed."""
+    sink.drop(TRIAL)
     retired = [g for g in ledger.generations(connection, plan.name) if g.state == "retired"]
     for old in retired[:-1]:
         sink.drop(old.name)

@@ -1,25 +1,18 @@
 """Verify: is the store equal to the log? Each record that is not is named. Repair writes just those.
 
-1. Fold the whole log and scan the whole store once, keeping 8 bytes a record: the digests that stand in one
-   of the two alone are suspects. With nothing in flight that is the end of it.
-2. Fold again the few streams that suspects come from, and scan again for those of the store: now they are
-   named.
-3. Events in flight look like differences. So wait until what is committed by now is applied, and look at the
+1. Compare log and store, whole or by the sums of slices (:mod:`projectors.verify_suspects`). With nothing in
+   flight that is the end of it.
+2. Events in flight look like differences. So wait until what is committed by now is applied, and look at the
    suspects once more: a record is right if it is as the log had it at any version from then on.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
-from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, takewhile
 from typing import Any, Final, Literal
-
-import numpy as np
 
 from outbox.codec import Registry
 from outbox.database import Connection
@@ -29,18 +22,16 @@ from outbox.log.read import read_stream
 from projectors import ledger
 from projectors.decoding import Deferring
 from projectors.folding import State, advance, forms
-from projectors.model import Modelled, model, model_of
+from projectors.model import model_of
 from projectors.pipeline import Plan, embedded, embedded_records
 from projectors.record import Change, Record, Stored, digest
 from projectors.sinks.protocol import Sink
 from projectors.skipping import skipping
+from projectors.verify_suspects import STREAMS_AT_A_TIME, Comparison, Progress, Suspects
 from projectors.wait import wait_for_generation
 
 Kind = Literal["missing", "stale", "extra", "different"]
 KINDS: Final[tuple[Kind, ...]] = ("missing", "stale", "extra", "different")
-
-STREAMS_AT_A_TIME: Final = 64
-"""Streams folded before their texts are embedded together."""
 
 KEYS_AT_A_TIME: Final = 500
 """Records asked of the store by key, or repaired, together."""
@@ -53,8 +44,6 @@ UNRELAYED_S: Final = 5.0
 
 NAMED_MAX: Final = 10_000
 """Differences named; more than that is a rebuild's work, and they are still counted."""
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +60,8 @@ class Difference:
 class Report:
     """What verify found. ``parked``: streams left out because they are dead letters.
 
-    ``differences`` names at most :data:`NAMED_MAX`; ``counts`` has them all.
+    ``differences`` names at most :data:`NAMED_MAX`; ``counts`` has them all. ``slices``: how many of the store's
+    were read by a quick look, None if it was read whole; ``why_full``: why, if a quick look was asked for.
     """
 
     projector: str
@@ -82,6 +72,8 @@ class Report:
     counts: Mapping[Kind, int]
     parked: Sequence[str]
     seconds: float
+    slices: int | None = None
+    why_full: str = ""
 
     def count(self, kind: Kind) -> int:
         return self.counts.get(kind, 0)
@@ -105,15 +97,6 @@ class _Allowed:
     """The stream's last version that could be folded."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Streams folded together: behind ``after``, up to ``last``; the first mark of theirs is at ``start``."""
-
-    start: int
-    after: str
-    last: str
-
-
 class Verifier:
     """Compares one generation of one projector with the log. Used by one thread."""
 
@@ -124,26 +107,32 @@ class Verifier:
         self._generation = generation
         self._registry = registry
 
-    def verify(self, progress: Progress | None = None) -> Report:
+    def verify(self, progress: Progress | None = None, *, quick: bool = False) -> Report:
         """Compare every record. Reads the log once and the store once (twice if something differs); writes nothing.
 
-        Memory is 16 bytes a record, and what the named differences take.
+        ``quick`` asks the store for sums of what its records say of themselves and reads only the slices that
+        differ: it finds each record that is missing, stale, or too many, but not content that was changed behind
+        its mark (by another's hand, or lost by the store itself). It reads the store whole if that keeps no sums.
+
+        Memory is 18 bytes a record, and what the named differences take.
         """
         started = time.monotonic()
         self._skipping.load(self._connection, self._plan.name)
-        records, suspects = self._suspects(progress)
-        found = list(self._settled(suspects)) if suspects else []
+        suspects = self._suspects(progress, quick=quick)
+        found = list(self._settled(suspects.keys)) if suspects.keys else []
         parked = ledger.parked(self._connection, self._plan.name, self._generation)
         found = [d for d in found if d.stream not in parked]
         return Report(
             self._plan.name,
             self._plan.store,
             self._generation,
-            records,
+            suspects.records,
             found[:NAMED_MAX],
             Counter(d.kind for d in found),
             sorted(parked),
             time.monotonic() - started,
+            suspects.slices,
+            suspects.why_full,
         )
 
     def repair(self, report: Report) -> int:
@@ -153,6 +142,13 @@ class Verifier:
         backup) is put right at that version; only a rebuild makes it follow its stream again.
         """
         written = 0
+        for changes in self.repairs(report):
+            self._sink.apply(self._generation, changes)
+            written += len(changes)
+        return written
+
+    def repairs(self, report: Report) -> Iterator[list[Change]]:
+        """What :meth:`repair` writes, stream by stream, ready for the sink."""
         for stream, differences in _by_stream(report.differences).items():
             modelled = model_of(self._connection, self._plan, self._registry, stream)
             records = {r.key: r for r in modelled.records}
@@ -160,56 +156,11 @@ class Verifier:
                 Change(d.key, stream, max(d.version, modelled.good_version), records.get(d.key), repair=True)
                 for d in differences
             ]
-            self._sink.apply(self._generation, embedded(changes, self._plan.embed))
-            written += len(changes)
-        return written
+            yield embedded(changes, self._plan.embed)
 
-    # ------------------------------------------------------------------ suspects
-
-    def _suspects(self, progress: Progress | None) -> tuple[int, dict[str, set[str]]]:
-        """The number of records in the log's model, and the suspects' keys by stream."""
-        parked = ledger.parked(self._connection, self._plan.name, self._generation)
-        logged, groups = array("Q"), list[_Group]()
-        for some in _grouped(model(self._connection, self._plan, self._registry)):
-            groups.append(_Group(len(logged), groups[-1].last if groups else "", some[-1].stream))
-            logged.extend(_mark(s.stream, r) for s, r in self._digested(some) if s.stream not in parked)
-            if progress is not None:
-                progress(len(logged))
-        held = array("Q", (_stored_mark(s) for s in self._sink.scan(self._generation) if s.stream not in parked))
-        in_log, in_store = np.asarray(logged, dtype=np.uint64), np.asarray(held, dtype=np.uint64)
-        suspects: defaultdict[str, set[str]] = defaultdict(set)
-        self._name_logged(np.setdiff1d(in_log, in_store), in_log, groups, suspects)
-        self._name_stored(np.setdiff1d(in_store, in_log), suspects)
-        return len(logged), {s: keys for s, keys in suspects.items() if s not in parked}
-
-    def _name_logged(
-        self,
-        alone: np.ndarray[Any, Any],
-        marks: np.ndarray[Any, Any],
-        groups: Sequence[_Group],
-        suspects: dict[str, set[str]],
-    ) -> None:
-        """Fold those groups of streams again in which a mark stands that the store has not."""
-        wanted = set(alone.tolist())
-        places = np.flatnonzero(np.isin(marks, alone)) if wanted else np.empty(0, dtype=np.int64)
-        of = np.unique(np.searchsorted([g.start for g in groups], places, side="right") - 1)
-        for group in (groups[n] for n in of.tolist()):
-            streams = model(self._connection, self._plan, self._registry, after_stream=group.after)
-            for some in _grouped(takewhile(lambda s, last=group.last: s.stream <= last, streams)):  # type: ignore[misc]
-                for stream, record in self._digested(some):
-                    if _mark(stream.stream, record) in wanted:
-                        suspects[stream.stream].add(record[0])
-
-    def _name_stored(self, alone: np.ndarray[Any, Any], suspects: dict[str, set[str]]) -> None:
-        wanted = set(alone.tolist())
-        for stored in self._sink.scan(self._generation) if wanted else ():
-            if _stored_mark(stored) in wanted:
-                suspects[_owner(stored)].add(stored.key)
-
-    def _digested(self, streams: Sequence[Modelled]) -> Iterator[tuple[Modelled, tuple[str, bytes]]]:
-        owners = [s for s in streams for _ in s.records]
-        records = embedded_records((r for s in streams for r in s.records), self._plan.embed)
-        return ((s, (r.key, digest(r))) for s, r in zip(owners, records, strict=True))
+    def _suspects(self, progress: Progress | None, *, quick: bool) -> Suspects:
+        looking = Comparison(self._connection, self._plan, self._sink, self._generation, self._registry)
+        return looking.suspects(progress, quick=quick)
 
     # ------------------------------------------------------------------- settling
 
@@ -290,27 +241,5 @@ def _by_stream(differences: Iterable[Difference]) -> dict[str, list[Difference]]
     return found
 
 
-def _owner(stored: Stored) -> str:
-    """The stream that a key belongs to by its form; what the store says of it may be what is wrong."""
-    whole = stored.key == stored.stream or stored.key.startswith(stored.stream + "#")
-    return stored.stream if whole else stored.key.partition("#")[0]
-
-
-def _grouped(streams: Iterator[Modelled]) -> Iterator[list[Modelled]]:
-    while some := list(islice(streams, STREAMS_AT_A_TIME)):
-        yield some
-
-
 def _pieces(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
     return (names[at : at + size] for at in range(0, len(names), size))
-
-
-def _stored_mark(stored: Stored) -> int:
-    return _mark(stored.stream, (stored.key, stored.digest))
-
-
-def _mark(stream: str, record: tuple[str, bytes]) -> int:
-    """64 bits of a record's stream, key and digest: a difference is missed with a chance below 10^-12."""
-    key, form = record
-    whole = b"%b\0%b\0%b" % (stream.encode(), key.encode(), form)
-    return int.from_bytes(hashlib.blake2b(whole, digest_size=8).digest())

@@ -124,14 +124,20 @@ def verify(
     context: typer.Context,
     projectors: Annotated[list[str] | None, typer.Argument(help="Names of projectors; none: all.")] = None,
     repair: Annotated[bool, typer.Option(help="Write the records that differ, and only those.")] = False,
+    quick: Annotated[bool, typer.Option(help="Read only the slices of a store whose sums differ; see above.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="With --repair: say what would be written, and write nothing.")] = False,
     json: Json = False,
 ) -> None:
-    """Compare every record of the stores with the log. Exits 1 if one differs, naming it."""
+    """Compare every record of the stores with the log. Exits 1 if one differs, naming it.
+
+    --quick finds each record that is missing, stale or too many by reading little. It trusts what a record says of
+    itself: content that somebody changed in the store is found without --quick only.
+    """
     from outbox.cli.progress import progress
     from projectors.cli.show import show_verify
 
     with progress("records", quiet=json) as tell:
-        reports = ask(context, "verify", tell=tell, projectors=projectors, repair=repair)
+        reports = ask(context, "verify", tell=tell, projectors=projectors, repair=repair, quick=quick, dry_run=dry_run)
     print_json(reports) if json else show_verify(reports)
     if any(r["differences"] for r in reports):
         raise typer.Exit(1)
@@ -142,19 +148,17 @@ def rebuild(
     projector: Annotated[str, typer.Argument(help="The projector's name.")],
     check: Annotated[bool, typer.Option(help="Verify the new generation before it serves.")] = True,
     rollback: Annotated[bool, typer.Option(help="Go back to the generation that served before.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be done and about how long; change nothing.")] = False,
     json: Json = False,
 ) -> None:
     """Build a store anew from the log while the old records serve; then switch."""
     from outbox.cli.progress import progress
+    from projectors.cli.show import show_rebuild
 
+    asked = {"projector": projector, "check": check, "rollback": rollback, "dry_run": dry_run}
     with progress("records", quiet=json) as tell:
-        done = ask(context, "rebuild", tell=tell, projector=projector, check=check, rollback=rollback)
-    if json:
-        print_json(done)
-    elif rollback:
-        typer.echo(f"{projector}: {done['generation']} serves again")
-    else:
-        typer.echo(f"{projector}: {done['generation']} serves, {done['records']} records in {done['seconds']:.1f} s")
+        done = ask(context, "rebuild", tell=tell, **asked)
+    print_json(done) if json else show_rebuild(done, rollback=rollback, dry_run=dry_run)
 
 
 def demo(

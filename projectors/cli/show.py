@@ -10,6 +10,8 @@ from rich.markup import escape
 from rich.pretty import Pretty
 from rich.table import Table
 
+from projectors.marks import SLICES
+
 SNIPPET_LENGTH: Final = 100
 ANSWERS: Final[Mapping[bool | None, str]] = {True: "yes", False: "[red]no[/]", None: "-"}
 
@@ -70,10 +72,44 @@ def show_verify(reports: Sequence[Mapping[str, Any]]) -> None:
         table.add_row(r["projector"], r["store"], *numbers, f"{r['seconds']:.2f}")
     out.print(table)
     for r in reports:
+        if r.get("slices") is not None:
+            out.print(
+                f"{r['projector']}: read {r['slices']} of {SLICES} slices; what records say of themselves is trusted"
+            )
+        if r.get("why_full"):
+            out.print(f"{r['projector']}: read whole, since {escape(r['why_full'])}")
+        if would := r.get("would"):
+            out.print(
+                f"{r['projector']}: a repair would write {would['writes']} record(s) and remove {would['removes']},"
+                f" in about {would['seconds']:.1f} s"
+            )
         for d in r["differences"]:
             out.print(
                 f"[red]{d['kind']}[/] {r['store']} {escape(d['key'])} (stream {escape(d['stream'])}@{d['version']})"
             )
+
+
+def show_rebuild(done: Mapping[str, Any], *, rollback: bool, dry_run: bool) -> None:
+    """What was built or gone back to, or would be."""
+    out, name, generation = Console(soft_wrap=True), done["projector"], done["generation"]
+    if rollback:
+        out.print(f"{name}: {generation} {'would serve' if dry_run else 'serves'} again")
+    elif dry_run:
+        _show_forecast(out, done)
+    else:
+        out.print(f"{name}: {generation} serves, {done['records']} records in {done['seconds']:.1f} s")
+
+
+def _show_forecast(out: Console, f: Mapping[str, Any]) -> None:
+    whole = "what is left of " if f["resumes"] else ""
+    out.print(
+        f"{f['projector']}: would build {whole}{f['generation']} in {f['store']}: {f['streams']} streams,"
+        f" {f['events']} events, about {f['records']} records in about {f['seconds']:.1f} s (by {f['sampled']} streams"
+        " folded, written to and read from a throw-away generation)"
+    )
+    out.print(f"  {f['serving'] or 'nothing'} would be kept for a rollback")
+    if f["drops"]:
+        out.print(f"  would be dropped: {', '.join(f['drops'])}")
 
 
 def show_dead_letters(letters: Sequence[Mapping[str, Any]]) -> None:

@@ -11,7 +11,7 @@ than let the first record of a collection decide.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,9 +22,10 @@ from chromadb.api.models.Collection import Collection
 from chromadb.errors import NotFoundError
 
 from outbox.errors import RecordsRefused, StoreUnavailable
+from projectors.marks import Sum, summed
 from projectors.record import Change, Stored, digest, newest
 from projectors.sinks.chroma_client import Part, collection_name, is_refusal, open_client, translated
-from projectors.sinks.chroma_codec import STREAM, VERSION, ChromaRow, decode, encode
+from projectors.sinks.chroma_codec import MARK, SLICE, STREAM, VERSION, ChromaRow, decode, encode
 
 REQUEST_BYTES: Final = 16 * 1024 * 1024
 """A server refuses requests above 40 MiB by default; our sizes are estimates, and proxies are often stricter."""
@@ -106,6 +107,14 @@ class ChromaSink:
             if keys is None and not found["ids"]:
                 return
 
+    def sums(self, generation: str) -> dict[int, Sum]:
+        """Added up here, of metadata alone: Chroma cannot add, but neither texts nor vectors are read."""
+        return summed((m.get(SLICE), m.get(MARK)) for _, m in self._metadata(generation))
+
+    def scan_slices(self, generation: str, slices: Container[int]) -> Iterator[Stored]:
+        """By their ids, found in the metadata: 100 bytes each of what is then read page by page."""
+        return self.scan(generation, [id_ for id_, m in self._metadata(generation) if m.get(SLICE) in slices])
+
     def switch(self, generation: str) -> None:
         """Chroma has no aliases; the product's own table decides which generation serves."""
 
@@ -115,6 +124,16 @@ class ChromaSink:
             for part in SPACES:
                 with suppress(NotFoundError):
                     self._client.delete_collection(collection_name(self._projection, generation, part))
+
+    def _metadata(self, generation: str) -> Iterator[tuple[str, Metadata]]:
+        with self._translated(generation):
+            records = self._held(generation).records
+        for page in self._pages(None):
+            with self._translated(generation):
+                found = records.get(**page, include=["metadatas"])
+            yield from zip(found["ids"], found["metadatas"], strict=True)
+            if not found["ids"]:
+                return
 
     def _apply(self, held: _Generation, page: Sequence[Change], refused: dict[str, str]) -> None:
         """Bring one page of changes, each key once, into the store.

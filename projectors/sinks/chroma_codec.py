@@ -9,7 +9,8 @@ Chroma bends some of what it is given, so that each is stored in a form it keeps
 * **Metadata.** Chroma takes no nested, empty or None values and no integer beyond 64 bits; it loses the sign of
   -0.0 and the last bit of many floats (its log is JSON, read back without exact rounding). Plain values are
   stored under their own names, where Chroma can filter by them; if any value is not plain, ``_m`` has them all.
-* ``_v`` and ``_s`` are the record's version and stream. The user's names that begin with ``_`` are only in ``_m``.
+* ``_v`` and ``_s`` are the record's version and stream, ``_b`` and ``_h`` its slice and mark
+  (:mod:`projectors.marks`). The user's names that begin with ``_`` are only in ``_m``.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from projectors.marks import mark_of
 from projectors.record import Change, Vector
 
 VERSION: Final = "_v"
 STREAM: Final = "_s"
 METADATA: Final = "_m"
 EMBEDDING: Final = "_e"
+SLICE: Final = "_b"
+MARK: Final = "_h"
 
 Floats = npt.NDArray[np.float32]
 
@@ -78,6 +82,8 @@ def encode(change: Change) -> ChromaRow:
     given = np.asarray(record.embedding, dtype=np.float32)
     stored = unit(given)
     metadata = _plain(record.metadata) | {VERSION: change.version, STREAM: change.stream}
+    if mark := mark_of(change):
+        metadata |= {SLICE: mark.slice, MARK: mark.mark}
     if not all(_is_plain(name, value) for name, value in record.metadata.items()):
         metadata[METADATA] = orjson.dumps(dict(record.metadata)).decode()
     if stored is not given:

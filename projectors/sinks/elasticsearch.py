@@ -20,16 +20,26 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from elasticsearch import BadRequestError, Elasticsearch, NotFoundError
 
 from outbox.errors import RecordsRefused, StoreError, StoreUnavailable
+from projectors.marks import SLICES, UNMARKED, Sum
 from projectors.record import Change, Stored, newest
 from projectors.sinks.elasticsearch_client import RETRY_AFTER_S, ElasticsearchSettings, connect, parse, translated
-from projectors.sinks.elasticsearch_form import LIVE, MAPPINGS, Item, document_id, item_of, stored_of, stored_version
+from projectors.sinks.elasticsearch_form import (
+    LIVE,
+    MAPPINGS,
+    MARKS,
+    Item,
+    document_id,
+    item_of,
+    stored_of,
+    stored_version,
+)
 
 BULK_BYTES_MAX: Final = 10 * 1024 * 1024
 """Elasticsearch's own advice is 5-15 MB a bulk request; it refuses bodies above 100 MB."""
@@ -37,6 +47,11 @@ BULK_COUNT_MAX: Final = 1_000
 PAGE_COUNT_MAX: Final = 1_000
 PAGE_BYTES: Final = 8 * 1024 * 1024
 """A scan's pages are sized to about this much text each."""
+SUMS: Final[Mapping[str, Any]] = {
+    # As many buckets as there are slices: with fewer, shards would send only their greatest, and sums be wrong.
+    "slices": {"terms": {"field": "slice", "size": SLICES}, "aggregations": {"total": {"sum": {"field": "mark"}}}},
+    "bare": {"missing": {"field": "slice"}},
+}
 PIT_KEEP_ALIVE: Final = "5m"
 """Per page: a consumer slower than this loses its scan and starts again."""
 
@@ -85,6 +100,8 @@ class ElasticsearchSink:
         except StoreError as error:
             if not _is(error, "resource_already_exists_exception"):
                 raise
+            with translated(f"extend index {index}"):
+                self._client.indices.put_mapping(index=index, properties=MARKS)
 
     def apply(self, generation: str, changes: Sequence[Change]) -> None:
         """Index the changes in bulk requests of bounded size; overtaken ones are answered 409 and left alone."""
@@ -100,6 +117,23 @@ class ElasticsearchSink:
         index = self._index(generation)
         sources = self._sources(index) if keys is None else self._sources_of(index, keys)
         return (stored_of(source) for source in sources if not source.get("deleted"))
+
+    def sums(self, generation: str) -> dict[int, Sum]:
+        """Added up by Elasticsearch in one answer; it adds doubles, see :data:`projectors.marks.MARK_BITS`."""
+        index = self._index(generation)
+        with translated(f"sum {index}"):
+            self._client.indices.refresh(index=index)
+            answer = self._client.search(
+                index=index, query=LIVE, size=0, aggregations=SUMS, allow_partial_search_results=False
+            )
+        found = answer["aggregations"]
+        sums = {b["key"]: Sum(b["doc_count"], int(b["total"]["value"])) for b in found["slices"]["buckets"]}
+        bare: int = found["bare"]["doc_count"]
+        return sums | ({UNMARKED: Sum(bare, 0)} if bare else {})
+
+    def scan_slices(self, generation: str, slices: Collection[int]) -> Iterator[Stored]:
+        wanted = {"bool": {**LIVE["bool"], "filter": {"terms": {"slice": sorted(slices)}}}}
+        return (stored_of(source) for source in self._sources(self._index(generation), wanted))
 
     def switch(self, generation: str) -> None:
         """Move the alias named like the projection, in one step; it shows no tombstones."""
@@ -165,14 +199,14 @@ class ElasticsearchSink:
         items: Sequence[Mapping[str, Any]] = answer["items"]
         return items
 
-    def _sources(self, index: str) -> Iterator[Mapping[str, Any]]:
-        """Every live source, page by page, within one point in time."""
+    def _sources(self, index: str, query: Mapping[str, Any] = LIVE) -> Iterator[Mapping[str, Any]]:
+        """Every live source, or of those every one that ``query`` finds, page by page, within one point in time."""
         with translated(f"scan {index}"):
             self._client.indices.refresh(index=index)
             pit = self._client.open_point_in_time(index=index, keep_alive=PIT_KEEP_ALIVE)["id"]
         size, after = PAGE_COUNT_MAX // 10, None
         try:
-            while hits := self._page(index, pit, size, after):
+            while hits := self._page(index, query, pit, size, after):
                 yield from (hit["_source"] for hit in hits)
                 after = hits[-1]["sort"]
                 size = _next_size(hits)
@@ -181,11 +215,13 @@ class ElasticsearchSink:
             with suppress(StoreError), translated(f"scan {index}"):
                 self._client.close_point_in_time(id=pit)
 
-    def _page(self, index: str, pit: str, size: int, after: Any) -> Sequence[Mapping[str, Any]]:
+    def _page(
+        self, index: str, query: Mapping[str, Any], pit: str, size: int, after: Any
+    ) -> Sequence[Mapping[str, Any]]:
         with translated(f"scan {index}"):
             answer = self._client.search(
                 pit={"id": pit, "keep_alive": PIT_KEEP_ALIVE},
-                query=LIVE,
+                query=query,
                 sort="_shard_doc",
                 search_after=after,
                 size=size,

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import orjson
 
+from projectors.marks import mark_of
 from projectors.record import Change, Document, Stored, digest
 
 DOCUMENT_BYTES_MAX: Final = 10 * 1024 * 1024
@@ -29,8 +30,12 @@ MAPPINGS: Final[Mapping[str, Any]] = {
         "text": {"type": "text"},
         "properties": {"type": "flattened", "ignore_above": 1_000},
         "deleted": {"type": "boolean"},
+        "slice": {"type": "short"},
+        "mark": {"type": "long", "index": False},
     },
 }
+MARKS: Final[Mapping[str, Any]] = {n: MAPPINGS["properties"][n] for n in ("slice", "mark")}
+"""What an index made before there were marks lacks."""
 
 
 def document_id(key: str) -> str:
@@ -83,7 +88,10 @@ def _source(change: Change) -> dict[str, Any]:
         case None:
             return {"deleted": True, "version": change.version}
         case Document() as document:
+            mark = mark_of(change)
             return {
+                "slice": mark and mark.slice,
+                "mark": mark and mark.mark,
                 "key": document.key,
                 "stream": change.stream,
                 "version": change.version,

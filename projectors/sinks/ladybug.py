@@ -12,7 +12,7 @@ Settings: see :func:`projectors.sinks.ladybug_graph.open_session`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 import orjson
 
 from outbox.errors import RecordsRefused
+from projectors.marks import UNMARKED, Sum, mark_of
 from projectors.record import Change, Edge, Node, Stored, digest, newest
 from projectors.sinks.ladybug_graph import Session, open_session, storable
 
@@ -38,7 +39,9 @@ T = TypeVar("T")
 
 _CREATE_NODES_TABLE: Final = """
 CREATE NODE TABLE IF NOT EXISTS {node}(key STRING PRIMARY KEY, kind STRING, name STRING, stream STRING,
-version INT64, live BOOL, degree INT64, properties STRING)"""
+version INT64, live BOOL, degree INT64, properties STRING, slice INT64, mark INT64)"""
+_ADD_SLICE: Final = "ALTER TABLE {node} ADD IF NOT EXISTS slice INT64"
+_ADD_MARK: Final = "ALTER TABLE {node} ADD IF NOT EXISTS mark INT64"
 _CREATE_EDGES_TABLE: Final = """
 CREATE REL TABLE IF NOT EXISTS {edge}(FROM {node} TO {node}, kind STRING, properties STRING)"""
 _DROP_EDGES_TABLE: Final = "DROP TABLE IF EXISTS {edge}"
@@ -47,10 +50,11 @@ _DROP_NODES_TABLE: Final = "DROP TABLE IF EXISTS {node}"
 _VERSIONS: Final = "UNWIND $keys AS k MATCH (a:{node} {{key: k}}) RETURN a.key, a.version, a.degree"
 _CREATE_NODES: Final = """
 UNWIND $rows AS r CREATE (:{node} {{key: r.id, kind: r.kind, name: r.name, stream: r.stream, version: r.version,
-live: r.live, degree: r.degree, properties: r.properties}})"""
+live: r.live, degree: r.degree, properties: r.properties, slice: r.slice, mark: r.mark}})"""
 _REPLACE_NODES: Final = """
 UNWIND $rows AS r MATCH (a:{node} {{key: r.id}}) SET a.kind = r.kind, a.name = r.name, a.stream = r.stream,
-a.version = r.version, a.live = r.live, a.degree = r.degree, a.properties = r.properties"""
+a.version = r.version, a.live = r.live, a.degree = r.degree, a.properties = r.properties, a.slice = r.slice,
+a.mark = r.mark"""
 _DELETE_EDGES: Final = "MATCH (a:{node} {{key: $key}})-[e:{edge}]->(b:{node}) DELETE e"
 _CREATE_EDGES: Final = """
 UNWIND $rows AS r MATCH (a:{node} {{key: r.source}}) WITH a, r MATCH (b:{node} {{key: r.target}})
@@ -64,6 +68,8 @@ _NODES_BETWEEN: Final = (
 _EDGES_BETWEEN: Final = """
 MATCH (a:{node})-[e:{edge}]->(b:{node}) WHERE offset(id(a)) >= $low AND offset(id(a)) < $high
 RETURN a.key, e.kind, b.key, e.properties"""
+_SUMS: Final = "MATCH (a:{node}) WHERE a.live RETURN a.slice, a.mark IS NULL, count(*), sum(a.mark)"
+_KEYS_OF_SLICES: Final = "MATCH (a:{node}) WHERE a.live AND a.slice IN $slices RETURN a.key"
 _NODES_OF: Final = f"UNWIND $keys AS k MATCH (a:{{node}} {{{{key: k}}}}) WHERE a.live RETURN {_NODE}"
 _EDGES_OF: Final = """
 MATCH (a:{node} {{key: $key}})-[e:{edge}]->(b:{node}) RETURN a.key, e.kind, b.key, e.properties"""
@@ -90,7 +96,8 @@ class LadybugSink:
         self._session = session
 
     def prepare(self, generation: str) -> None:
-        self._session.define(generation, _CREATE_NODES_TABLE, _CREATE_EDGES_TABLE)
+        # Tables made before there were marks get the columns, empty.
+        self._session.define(generation, _CREATE_NODES_TABLE, _ADD_SLICE, _ADD_MARK, _CREATE_EDGES_TABLE)
 
     def switch(self, generation: str) -> None:
         pass
@@ -109,6 +116,21 @@ class LadybugSink:
     def scan(self, generation: str, keys: Sequence[str] | None = None) -> Iterator[Stored]:
         pages = self._all_pages(generation) if keys is None else self._pages_of(generation, keys)
         for page in pages:
+            yield from page
+
+    def sums(self, generation: str) -> dict[int, Sum]:
+        """Added up by Ladybug."""
+        sums: dict[int, Sum] = {}
+        for slice_, bare, count, total in self._session.rows(_SUMS, generation):
+            if bare or slice_ is None:
+                slice_, total = UNMARKED, 0  # noqa: PLW2901
+            known = sums.get(slice_, Sum(0, 0))
+            sums[slice_] = Sum(known.count + count, known.total + int(total))
+        return sums
+
+    def scan_slices(self, generation: str, slices: Collection[int]) -> Iterator[Stored]:
+        keys = [key for (key,) in self._session.rows(_KEYS_OF_SLICES, generation, slices=sorted(slices))]
+        for page in self._pages_of(generation, keys):
             yield from page
 
     def _replace(self, generation: str, puts: Sequence[_Put]) -> None:
@@ -187,7 +209,10 @@ def _put(change: Change) -> _Put:
 
 def _row(change: Change, kind: str, name: str, properties: str, degree: int) -> dict[str, Any]:
     row = {"id": change.key, "kind": kind, "name": name, "stream": change.stream, "properties": properties}
-    return _encodable(row) | {"version": change.version, "live": change.record is not None, "degree": degree}
+    mark = mark_of(change)
+    # No nulls: Ladybug takes a column of nothing else for one of texts.
+    marked = {"slice": UNMARKED, "mark": 0} if mark is None else {"slice": mark.slice, "mark": mark.mark}
+    return _encodable(row) | {"version": change.version, "live": change.record is not None, "degree": degree, **marked}
 
 
 def _edge(source: str, edge: Edge) -> dict[str, str]:
@@ -197,7 +222,7 @@ def _edge(source: str, edge: Edge) -> dict[str, str]:
 
 def _stub(key: str) -> dict[str, Any]:
     text = {"id": key, "kind": "", "name": "", "stream": "", "properties": ""}
-    return text | {"version": STUB_VERSION, "live": False, "degree": 0}
+    return text | {"version": STUB_VERSION, "live": False, "degree": 0, "slice": UNMARKED, "mark": 0}
 
 
 def _encodable(row: dict[str, str]) -> dict[str, str]:

@@ -8,12 +8,13 @@ every sink and reader opened under that name (the projection's name if there is 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from outbox.errors import StoreUnavailable
+from projectors.marks import Sum, mark_of, slice_of, summed
 from projectors.record import Change, Record, Stored, digest
 
 
@@ -65,6 +66,15 @@ class MemorySink:
         for change in chosen:
             if change.record is not None:
                 yield Stored(change.key, change.stream, change.version, digest(change.record))
+
+    def sums(self, generation: str) -> Mapping[int, Sum]:
+        space = self._opened()
+        with space.lock:
+            marks = [mark_of(change) for change in _generation(space, generation).values()]
+        return summed((m.slice, m.mark) for m in marks if m is not None)
+
+    def scan_slices(self, generation: str, slices: Collection[int]) -> Iterator[Stored]:
+        return (stored for stored in self.scan(generation) if slice_of(stored.key) in slices)
 
     def switch(self, generation: str) -> None:
         space = self._opened()

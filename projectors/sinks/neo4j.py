@@ -10,6 +10,7 @@ kept as JSON in ``_json``. Names that start with ``_`` belong to the sink:
 ``_key``     the record's key, unique in the generation
 ``_version`` the stream's version; absent on a stub, which stands in for an edge's missing end
 ``_live``    false for stubs and tombstones
+``_slice``   and ``_mark``, of a live node: see :mod:`projectors.marks`
 ``_stream``  ``_kind`` ``_json`` ``_name`` (a name too long for its index) as they say
 ===========  =========================================================================================
 
@@ -22,7 +23,7 @@ and ``retry_s`` (10, for deadlocks and the like). Needs Neo4j 5.26 or newer; Com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
@@ -31,6 +32,7 @@ from typing import Any, Final
 import neo4j
 
 from outbox.errors import RecordsRefused, StoreError, StoreUnavailable
+from projectors.marks import Sum
 from projectors.record import Change, Stored, digest, newest
 from projectors.sinks.neo4j_form import Row, labels_of, rebuilt, row_of, same
 from projectors.sinks.neo4j_session import Connection, cypher, label_of, parse
@@ -101,6 +103,12 @@ RETURN n._key AS key, CASE WHEN n._live THEN properties(n) END AS properties, CO
     MATCH (n)-[r]->(m:LABEL) WHERE n._live RETURN [type(r), m._key, properties(r)]
 } AS edges
 """
+_SUMS: Final = """
+MATCH (n:LABEL) WHERE n._live
+WITH CASE WHEN n._mark IS NULL THEN -1 ELSE coalesce(n._slice, -1) END AS slice, n._mark AS mark
+RETURN slice, count(*) AS count, sum(CASE WHEN slice >= 0 THEN mark ELSE 0 END) AS total
+"""
+_KEYS_OF_SLICES: Final = "MATCH (n:LABEL) WHERE n._live AND n._slice IN $slices RETURN n._key AS key"
 _THESE: Final = """
 UNWIND $keys AS key MATCH (n:LABEL {_key: key}) WHERE n._live
 RETURN n._key AS key, properties(n) AS properties, COLLECT {
@@ -146,6 +154,17 @@ class Neo4jSink:
         label = label_of(self._projection, generation)
         rows = self._pages(label) if keys is None else self._these(label, list(dict.fromkeys(keys)))
         return (_stored(row) for row in rows)
+
+    def sums(self, generation: str) -> dict[int, Sum]:
+        """Added up by Neo4j."""
+        rows = self._read(cypher(_SUMS, label_of(self._projection, generation)))
+        return {row["slice"]: Sum(row["count"], row["total"]) for row in rows}
+
+    def scan_slices(self, generation: str, slices: Collection[int]) -> Iterator[Stored]:
+        """Their keys first, in one go over the nodes: 100 bytes each of what is then read page by page."""
+        label = label_of(self._projection, generation)
+        keys = [row["key"] for row in self._read(cypher(_KEYS_OF_SLICES, label), slices=sorted(slices))]
+        return (_stored(row) for row in self._these(label, keys))
 
     def switch(self, generation: str) -> None:
         """Neo4j's Community edition has no aliases: mark the generation as the one that serves."""

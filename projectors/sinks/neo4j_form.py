@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import orjson
 
-from projectors.record import Change, Edge, Node, Properties, canonical
+from projectors.marks import mark_of
+from projectors.record import Change, Edge, Node, Properties
 
 NAME_LENGTH_MAX: Final = 1_000
 """Characters of a name that are indexed: an index entry holds about 8,000 bytes."""
@@ -37,7 +38,8 @@ def row_of(change: Change) -> Row:
         case None:
             return Row(change.key, change.beats, None, {**own, "_live": False}, {})
         case Node() as node:
-            canonical(node)  # refuses here, by name, what the driver would refuse for the whole batch
+            mark = mark_of(change)  # refuses here, by name, what the driver would refuse for the whole batch
+            own |= {"_slice": mark.slice, "_mark": mark.mark} if mark else {}
             own |= {"_live": True, "_kind": node.kind, "name": node.name[:NAME_LENGTH_MAX]}
             if len(node.name) > NAME_LENGTH_MAX:
                 own["_name"] = node.name

@@ -1,6 +1,6 @@
 """Rows and values in PostgreSQL: one table per generation, one view that serves.
 
-A generation is the table ``<projection>:<generation>`` (key, stream, version, deleted, kind, body); the
+A generation is the table ``<projection>:<generation>`` (key, stream, version, deleted, kind, body, slice, mark); the
 serving one is read through the view ``<projection>``, which hides tombstones and never changes its
 columns. ``body`` is ``json``, not ``jsonb``: jsonb turns ``-0.0`` into ``0``, forgets ``1.0`` and refuses
 ``\\u0000``, and a record must come back as it went in. ``body ->> 'name'`` works, and may be indexed.
@@ -12,7 +12,7 @@ connecting and of a statement, default 30).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, LiteralString, NamedTuple
 
@@ -21,6 +21,7 @@ import psycopg
 from psycopg import errors, sql
 
 from outbox.errors import RecordsRefused, SettingsError, StoreError, StoreUnavailable
+from projectors.marks import Sum, mark_of
 from projectors.record import Change, Row, Stored, Value, digest, newest
 
 SCHEMA: Final = "outbox_rows"
@@ -54,19 +55,26 @@ CREATE TABLE IF NOT EXISTS {table} (
     version bigint NOT NULL,
     deleted boolean NOT NULL,
     kind text NOT NULL,
-    body json
+    body json,
+    slice smallint,
+    mark bigint
 )"""
+# Tables made before there were marks; their rows get them as they are written.
+_ADD_MARKS: Final[LiteralString] = """
+ALTER TABLE {table} ADD COLUMN IF NOT EXISTS slice smallint, ADD COLUMN IF NOT EXISTS mark bigint"""
+_MARKED: Final[LiteralString] = """
+SELECT count(*) = 2 FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname IN ('slice', 'mark')"""
 _CREATE_VIEW: Final[LiteralString] = """
 CREATE OR REPLACE VIEW {view} AS SELECT key, stream, version, kind, body FROM {table} WHERE NOT deleted"""
 _DROP_TABLE: Final[LiteralString] = "DROP TABLE IF EXISTS {table} CASCADE"
 _PUT: Final[LiteralString] = """
-INSERT INTO {table} AS t (key, stream, version, deleted, kind, body)
-SELECT key, stream, version, deleted, kind, body::json
-FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::boolean[], %s::text[], %s::text[])
-    AS new (key, stream, version, deleted, kind, body)
+INSERT INTO {table} AS t (key, stream, version, deleted, kind, body, slice, mark)
+SELECT key, stream, version, deleted, kind, body::json, slice, mark
+FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::boolean[], %s::text[], %s::text[], %s::smallint[], %s::bigint[])
+    AS new (key, stream, version, deleted, kind, body, slice, mark)
 ON CONFLICT (key) DO UPDATE
 SET stream = excluded.stream, version = excluded.version, deleted = excluded.deleted,
-    kind = excluded.kind, body = excluded.body
+    kind = excluded.kind, body = excluded.body, slice = excluded.slice, mark = excluded.mark
 """
 _UPSERT: Final[LiteralString] = _PUT + "WHERE t.version < excluded.version"
 _REPAIR: Final[LiteralString] = _PUT + "WHERE t.version <= excluded.version"
@@ -79,6 +87,18 @@ _BY_KEYS: Final[LiteralString] = """
 SELECT key, stream, version, kind, body::text FROM {table} WHERE NOT deleted AND key = ANY(%s)"""
 
 
+_SUMS: Final[LiteralString] = """
+SELECT s, count(*), sum(CASE WHEN s >= 0 THEN mark ELSE 0 END) FROM (
+    SELECT CASE WHEN mark IS NULL THEN -1 ELSE coalesce(slice, -1) END AS s, mark FROM {table} WHERE NOT deleted
+) AS live GROUP BY s"""
+_FIRST_OF_SLICES: Final[LiteralString] = """
+SELECT key, stream, version, kind, body::text FROM {table}
+WHERE NOT deleted AND slice = ANY(%s) ORDER BY key LIMIT %s"""
+_NEXT_OF_SLICES: Final[LiteralString] = """
+SELECT key, stream, version, kind, body::text FROM {table}
+WHERE NOT deleted AND slice = ANY(%s) AND key > %s ORDER BY key LIMIT %s"""
+
+
 class _Line(NamedTuple):
     """One row of the upsert, its fields in the statement's order."""
 
@@ -88,6 +108,8 @@ class _Line(NamedTuple):
     deleted: bool
     kind: str
     body: str | None
+    slice: int | None
+    mark: int | None
 
 
 class PostgresSink:
@@ -105,6 +127,9 @@ class PostgresSink:
 
     def prepare(self, generation: str) -> None:
         self._define(generation, _CREATE_SCHEMA, _CREATE_TABLE)
+        name = self._table(generation).as_string(None)
+        if self._rows(sql.SQL(_MARKED).format(), (name,))[0][0] is not True:
+            self._define(generation, _ADD_MARKS)  # only then: it locks out readers, however shortly
 
     def switch(self, generation: str) -> None:
         self._define(generation, _CREATE_VIEW)
@@ -131,6 +156,20 @@ class PostgresSink:
         pages = self._all_pages(generation) if keys is None else self._pages_of(generation, keys)
         for page in pages:
             yield from (_stored(*row) for row in page)
+
+    def sums(self, generation: str) -> dict[int, Sum]:
+        """Added up by PostgreSQL: at most :data:`~projectors.marks.SLICES` rows are read."""
+        return {
+            slice_: Sum(count, int(total))
+            for slice_, count, total in self._rows(self._statement(_SUMS, generation), ())
+        }
+
+    def scan_slices(self, generation: str, slices: Collection[int]) -> Iterator[Stored]:
+        wanted = sorted(slices)
+        page = self._rows(self._statement(_FIRST_OF_SLICES, generation), (wanted, PAGE_ROWS))
+        while page:
+            yield from (_stored(*row) for row in page)
+            page = self._rows(self._statement(_NEXT_OF_SLICES, generation), (wanted, page[-1][0], PAGE_ROWS))
 
     def close(self) -> None:
         """Close the connection. Idempotent."""
@@ -238,7 +277,7 @@ def _lines(changes: Sequence[Change], refused: _Refusals) -> list[_Line]:
     for key in sorted(winners):
         try:
             lines.append(_as_line(winners[key]))
-        except TypeError as error:  # orjson's, too: it raises a subclass for what JSON cannot say
+        except (TypeError, UnicodeEncodeError) as error:  # orjson raises a subclass for what JSON cannot say
             refused[key] = str(error)
     return lines
 
@@ -253,7 +292,9 @@ def _as_line(change: Change) -> _Line:
             kind, body = "value", orjson.dumps(change.record.value).decode()
         case other:
             raise TypeError(f"postgres takes Row and Value, not {type(other).__name__}")
-    return _Line(change.key, change.stream, change.version, change.record is None, kind, body)
+    mark = mark_of(change)
+    marked = (None, None) if mark is None else (mark.slice, mark.mark)
+    return _Line(change.key, change.stream, change.version, change.record is None, kind, body, *marked)
 
 
 def _statements(lines: Sequence[_Line]) -> Iterator[list[_Line]]:

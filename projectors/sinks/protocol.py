@@ -12,9 +12,10 @@ A sink must pass the conformance suite (tests/conformance/test_sinks.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Collection, Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
+from projectors.marks import Sums
 from projectors.record import Change, Stored
 
 
@@ -45,3 +46,19 @@ class Sink(Protocol):
 
     def drop(self, generation: str) -> None:
         """Remove the generation and all it holds. Idempotent."""
+
+
+@runtime_checkable
+class Summing(Protocol):
+    """What a sink may offer beside: it writes :func:`projectors.marks.mark_of` with each record, in the same write.
+
+    ``verify --quick`` then reads little. It trusts the marks: content changed behind them is found by a full
+    verification only.
+    """
+
+    def sums(self, generation: str) -> Sums:
+        """Count and sum of the marks of the live records, by slice, as the store says (added up by itself if it
+        can); records without a mark are counted under :data:`projectors.marks.UNMARKED`."""
+
+    def scan_slices(self, generation: str, slices: Collection[int]) -> Iterator[Stored]:
+        """The live records whose slice, as the store says, is one of these; each as :meth:`Sink.scan` gives it."""

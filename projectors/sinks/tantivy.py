@@ -9,8 +9,7 @@ Settings: ``path``, a folder.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, Final
@@ -19,13 +18,15 @@ import orjson
 import tantivy
 
 from outbox.errors import RecordsRefused
+from projectors.marks import SLICE_BITS, SLOT_BITS, UNMARKED, Sum, mark_of, slot_of, summed
 from projectors.record import Change, Document, Stored, digest, newest
 from projectors.sinks.tantivy_shelf import Shelf, open_shelf, schema, told_apart
 
 KEY_BYTES_MAX: Final = 65_530
 """Tantivy leaves out longer terms silently, and a document without its key could never be replaced."""
 PAGE_DOCUMENTS: Final = 1_000
-SLOTS: Final = 2**64
+SLOTS: Final = 2**SLOT_BITS
+SLICE_SLOTS: Final = 2 ** (SLOT_BITS - SLICE_BITS)
 
 _SCHEMA: Final = schema()
 _LIVE: Final = tantivy.Query.term_query(_SCHEMA, "live", True)
@@ -59,13 +60,25 @@ class TantivySink:
         """All of one snapshot, whatever is applied meanwhile."""
         searcher = self._shelf.index(self._projection, generation).searcher()
         if keys is None:
-            parts = max(1, searcher.num_docs // PAGE_DOCUMENTS)
-            bounds = [SLOTS * n // parts for n in range(parts + 1)]
-            for low, high in pairwise(bounds):
+            for low, high in _parts(searcher):
                 yield from _stored_between(searcher, low, high)
         else:
             for key in dict.fromkeys(keys):
                 yield from _stored_of(searcher, key)
+
+    def sums(self, generation: str) -> dict[int, Sum]:
+        """Added up here, of the marks' own columns: no document is read."""
+        opened = self._shelf.index(self._projection, generation)
+        searcher = opened.searcher()
+        if not opened.is_marked(searcher):
+            return {UNMARKED: Sum(searcher.num_docs, 0)}
+        return summed(pair for low, high in _parts(searcher) for pair in _marks_between(searcher, low, high))
+
+    def scan_slices(self, generation: str, slices: Collection[int]) -> Iterator[Stored]:
+        """A slice is a range of slots."""
+        searcher = self._shelf.index(self._projection, generation).searcher()
+        for slice_ in sorted(slices):
+            yield from _stored_between(searcher, slice_ * SLICE_SLOTS, (slice_ + 1) * SLICE_SLOTS)
 
     def _write(self, generation: str, documents: Mapping[str, tuple[int, Any]]) -> None:
         opened = self._shelf.index(self._projection, generation)
@@ -100,12 +113,14 @@ def _document(change: Change) -> Any:
     written = tantivy.Document()
     written.add_text("key", change.key)
     written.add_integer("version", change.version)
-    written.add_unsigned("slot", int.from_bytes(hashlib.blake2b(change.key.encode(), digest_size=8).digest(), "big"))
+    written.add_unsigned("slot", slot_of(change.key))
     written.add_boolean("live", change.record is not None)
     if change.record is None:
         return written
     if not isinstance(change.record, Document):
         raise TypeError(f"tantivy takes Document, not {type(change.record).__name__}")
+    if mark := mark_of(change):
+        written.add_unsigned("mark", mark.mark)
     written.add_text("title", change.record.title)
     written.add_text("text", change.record.text)
     written.add_bytes("body", orjson.dumps([change.stream, change.record.kind, dict(change.record.properties)]))
@@ -124,19 +139,34 @@ def _address(searcher: Any, key: str) -> Any:
     return hits[0][1] if hits else None
 
 
+def _parts(searcher: Any) -> Iterator[tuple[int, int]]:
+    """Ranges of slots, of a page of documents each."""
+    parts = max(1, searcher.num_docs // PAGE_DOCUMENTS)
+    return pairwise(SLOTS * n // parts for n in range(parts + 1))
+
+
 def _stored_between(searcher: Any, low: int, high: int) -> Iterator[Stored]:
-    """The live documents with ``low`` <= slot < ``high``; too full a part is halved, to bound memory."""
+    return (_stored(searcher.doc(address)) for some in _live_between(searcher, low, high) for address in some)
+
+
+def _marks_between(searcher: Any, low: int, high: int) -> Iterator[tuple[int, int | None]]:
+    for some in _live_between(searcher, low, high):
+        slots = searcher.fast_field_values("slot", some)
+        yield from zip((slot // SLICE_SLOTS for slot in slots), searcher.fast_field_values("mark", some), strict=True)
+
+
+def _live_between(searcher: Any, low: int, high: int) -> Iterator[list[Any]]:
+    """Where the live documents with ``low`` <= slot < ``high`` are; too full a part is halved, to bound memory."""
     span = tantivy.Query.range_query(_SCHEMA, "slot", tantivy.FieldType.Unsigned, low, high - 1)
     query = tantivy.Query.boolean_query([(tantivy.Occur.Must, _LIVE), (tantivy.Occur.Must, span)])
     with told_apart():
         found = searcher.search(query, limit=2 * PAGE_DOCUMENTS)
     if found.count > 2 * PAGE_DOCUMENTS and high - low > 1:
         middle = (low + high) // 2
-        yield from _stored_between(searcher, low, middle)
-        yield from _stored_between(searcher, middle, high)
+        yield from _live_between(searcher, low, middle)
+        yield from _live_between(searcher, middle, high)
         return
-    for _, address in found.hits:
-        yield _stored(searcher.doc(address))
+    yield [address for _, address in found.hits]
 
 
 def _stored_of(searcher: Any, key: str) -> Iterator[Stored]:

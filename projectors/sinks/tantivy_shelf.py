@@ -35,7 +35,7 @@ def schema() -> Any:
 
     ``key`` is one term. ``slot`` spreads the documents evenly over 64 bits, so that a scan can take them in
     parts. ``title`` and ``text`` are searched, in words of any script. ``body`` is JSON: the stream, the kind
-    and the properties as they came.
+    and the properties as they came. ``mark``: see :mod:`projectors.marks`.
     """
     builder = tantivy.SchemaBuilder()
     builder.add_text_field("key", stored=True, tokenizer_name="raw", index_option="basic")
@@ -45,6 +45,7 @@ def schema() -> Any:
     builder.add_text_field("title", stored=True)
     builder.add_text_field("text", stored=True)
     builder.add_bytes_field("body", stored=True)
+    builder.add_unsigned_field("mark", fast=True)  # last: queries find the fields of older indexes by their place
     return builder.build()
 
 
@@ -83,6 +84,14 @@ class Opened:
         with told_apart():
             self.index.reload()
             return self.index.searcher()
+
+    def is_marked(self, searcher: Any) -> bool:
+        """Whether the index has marks: one that was made before there were any silently leaves them out."""
+        try:
+            searcher.fast_field_values("mark", [])
+        except ValueError:
+            return False
+        return True
 
     def close(self) -> None:
         """Let the merges end and the file lock go. Idempotent."""
@@ -174,7 +183,9 @@ def told_apart() -> Iterator[None]:
 
 def _opened(path: Path, *, create: bool) -> Opened:
     with told_apart():
-        index = tantivy.Index(schema(), path=str(path)) if create else tantivy.Index.open(str(path))
+        # One that is there is opened as it is: its schema may be an older one.
+        fresh = create and not tantivy.Index.exists(str(path))
+        index = tantivy.Index(schema(), path=str(path)) if fresh else tantivy.Index.open(str(path))
         # Readers load the newest commit when asked; the other policy watches the folder from a thread per index.
         index.config_reader(reload_policy="manual")
     return Opened(index)
