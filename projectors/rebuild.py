@@ -10,7 +10,8 @@ The steps of :func:`build`, each of which may be the last thing a crash lets hap
    Everything committed after step 1 comes this way, so nothing falls between the log and the broker.
 4. Verify (if asked) against the log, still catching up. A generation that differs is dropped.
 5. Switch the store's own alias, then the one truth: the row that says which generation serves.
-   Crash between the two: the alias runs ahead of the row until the next build repeats this step.
+   Crash between the two: the alias shows the new generation, whole but fed by nobody, until the projector
+   starts anew (it points the alias back) or the next build repeats this step.
 6. Drop generations older than the one kept for rollback. Crash: the next build does it.
 """
 
@@ -112,6 +113,7 @@ def first_build(plan: Plan, stations: Stations, stop: threading.Event) -> str:
         with connected(stations.dsn) as connection:
             found = ledger.serving(connection, plan.name)
             if found is not None:
+                _point_back(connection, plan, stations, found)
                 return found
             try:
                 lock(connection, plan.name)
@@ -119,6 +121,18 @@ def first_build(plan: Plan, stations: Stations, stop: threading.Event) -> str:
             except Building:
                 stop.wait(0.2)
     return ""
+
+
+def _point_back(connection: Connection, plan: Plan, stations: Stations, serving: str) -> None:
+    """Lead the store's alias to what serves, if a build was killed that may have led it away."""
+    if not any(g.state == "building" for g in ledger.generations(connection, plan.name)):
+        return
+    try:
+        lock(connection, plan.name)
+    except Building:
+        return  # it goes on, and the alias is its own
+    with stations.sink() as sink:
+        sink.switch(serving)
 
 
 def build(
@@ -136,6 +150,7 @@ def build(
     loading, _ = skipping(connection, plan)
     with ExitStack() as stack:
         sink = resilient(stack.enter_context(stations.sink()), plan.name, stations.resilience, stop)
+        sink.drop(TRIAL)  # what a dry run left that was killed
         sink.prepare(generation.name)
         streams, records = _Load(connection, loading, stations, sink, generation, tell).run(stop)
     _check_stop(plan, generation.name, stop)
@@ -159,7 +174,8 @@ def build(
 
 
 def rollback(plan: Plan, stations: Stations) -> str:
-    """Let the generation that served before serve again; it catches up from its own checkpoint.
+    """Let the generation that served before serve again; it catches up from its own checkpoint. After a crash
+    run it again.
 
     Raises :class:`~outbox.errors.ProjectionError` if none is kept, :class:`Building` while a build goes on.
     """
@@ -214,7 +230,12 @@ def _begin(connection: Connection, plan: Plan, stations: Stations) -> Generation
 
 
 def _discard(connection: Connection, plan: Plan, stations: Stations, generation: str) -> None:
+    """Drop an unfinished generation. Its build may have been killed once the store's alias led to it: readers
+    are led back first."""
+    serving = ledger.serving(connection, plan.name)
     with stations.sink() as sink:
+        if serving is not None:
+            sink.switch(serving)
         sink.drop(generation)
     ledger.forget_generation(connection, plan.name, generation)
 
@@ -355,8 +376,7 @@ class _CatchingUp:
 
 
 def _drop_old(connection: Connection, plan: Plan, sink: Sink) -> None:
-    """All retired generations but the one that served last, and what a dry run left that was killed."""
-    sink.drop(TRIAL)
+    """All retired generations but the one that served last."""
     retired = [g for g in ledger.generations(connection, plan.name) if g.state == "retired"]
     for old in retired[:-1]:
         sink.drop(old.name)

@@ -139,6 +139,8 @@ class ElasticsearchSink:
         """Move the alias named like the projection, in one step; it shows no tombstones."""
         alias, index = alias_name(self._projection), self._index(generation)
         with translated(f"switch alias {alias}"):
+            # What was written in the last second is not found yet: searches would find a hole behind the alias.
+            self._client.indices.refresh(index=index)
             # must_exist: without it a removal that no longer fits is answered 200, with the failure in the body.
             leaving = [
                 {"remove": {"index": old, "alias": alias, "must_exist": True}}
