@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import signal
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -26,6 +27,8 @@ RUNS_MAX = 100_000
 
 
 def main() -> int:
+    # A time-out's SIGTERM ends it as Ctrl-C does: what has been found by then is kept.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     asked = _arguments()
     console = Console(stderr=True)
     if asked.list:
@@ -40,7 +43,8 @@ def main() -> int:
     outcomes: list[Outcome] = []
     with running() as servers:
         try:
-            mutants += [] if asked.fault else _mutants(names, servers, budget.seed, console)
+            for found in [] if asked.fault else _mutants(names, servers, budget.seed, console):
+                mutants.append(found)
             outcomes += [] if asked.mutant else _faults(plans, servers, budget, console, keep=_kept(asked))
         finally:
             if _kept(asked):
@@ -102,14 +106,12 @@ def _told(outcome: Outcome) -> str:
     return "\n".join([f"{kind}: {outcome.fault} #{outcome.seed}", *said, again])
 
 
-def _mutants(names: Sequence[str], servers: Servers, seed: int, console: Console) -> list[MutantResult]:
-    found = []
+def _mutants(names: Sequence[str], servers: Servers, seed: int, console: Console) -> Iterator[MutantResult]:
     for result in try_mutants(names, FAULTS, servers, seed):
         console.print(
             f"without {result.mutant}: {'caught, ' if result.caught else 'NOT CAUGHT '}{result.by}", markup=False
         )
-        found.append(result)
-    return found
+        yield result
 
 
 def _save(mutants: Sequence[MutantResult]) -> None:

@@ -84,4 +84,4 @@ def _tried(mutant: Mutant, plan: Plan, servers: Servers, seed: int) -> MutantRes
         told = [v for v in outcome.violations if v.invariant != "I6"]
         if told:
             return MutantResult(mutant.name, True, plan.name, str(told[0]))
-    return MutantResult(mutant.name, False, plan.name, outcome.error or "")
+    return MutantResult(mutant.name, False, plan.name, outcome.error or "; ".join(map(str, outcome.violations)))

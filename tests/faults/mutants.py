@@ -95,7 +95,7 @@ def _fence() -> None:
 @mutant("fence: checkpoints never go back", "projector: late zombie")
 def _checkpoint_fence() -> None:
     """A zombie's checkpoint goes back behind its successor's."""
-    _swap("projectors.ledger", "_SAVE", 'WHERE c."offset" < excluded."offset"', "")
+    _swap("projectors.ledger", "_SAVE", 'WHERE c."offset" < excluded."offset"', "WHERE true")
 
 
 @mutant("ledger: the versions that Chroma's sink reads first", "projector: late zombie, killed after its write, Chroma")

@@ -342,11 +342,12 @@ class Run:
         goal = self.value(count) + more
         until(lambda: self.value(count) >= goal, f"{more} more events in the log", timeout_s)
 
-    def leads_after(self, name: str, timeout_s: float = 30.0) -> None:
-        """Wait until another process than the one that leads now has taken the lease."""
+    def succeeded_by(self, name: str, timeout_s: float = 30.0) -> None:
+        """Start another relay as ``name`` and wait until it, and no longer the one before, has the lease."""
         epoch = "SELECT max(epoch) FROM outbox.lease"
         before = self.value(epoch)
-        until(lambda: self.value(epoch) > before, f"another leads than {name}", timeout_s)
+        self.command(name, "relay")
+        until(lambda: self.value(epoch) > before, f"{name} leads", timeout_s)
 
     def move_to_tablespace(self, name: str, folder: Path) -> None:
         """Let the run's database stand in this folder."""

@@ -33,7 +33,7 @@ def _replaced(run: Run) -> None:
     """It stands still between publishing and marking; when it goes on, another leads."""
     run.begin(relay=f"relay.mark:before:{run.source.randrange(2, 12)}:pause")
     run.paused("relay")
-    run.command("relay2", "relay")
+    run.succeeded_by("relay2")
     run.appended(40)
     run.caught_up()
     run.children["relay"].resume()
@@ -50,8 +50,7 @@ def _half_open(run: Run) -> None:
     run.appended(run.source.randrange(10, 80))
     proxy.set("freeze")
     run.unproxied("relay>postgres")
-    run.command("relay2", "relay")
-    run.leads_after("relay")
+    run.succeeded_by("relay2")
     run.appended(40)
     proxy.set("pass")
     run.over()
