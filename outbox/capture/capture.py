@@ -59,7 +59,7 @@ class Capture:
         Raises :class:`~outbox.errors.SettingsError` for a table or a database that cannot be captured; then none of
         these is.
         """
-        with connected(self._source_dsn) as reading, connected(self._dsn) as writing:
+        with connected(self._source_dsn, client_encoding="UTF8") as reading, connected(self._dsn) as writing:
             check_migrated(writing)
             source.check_able(reading)
             found = [find(reading, name) for name in tables]

@@ -32,6 +32,7 @@ SESSION: Final[Mapping[str, str]] = {
     "extra_float_digits": "1",  # the shortest text that gives the very same number back
     "bytea_output": "hex",
     "lc_monetary": "C",
+    "client_encoding": "UTF8",
     "xmloption": "content",
     "search_path": "pg_catalog",  # names inside values (regclass, regproc) come qualified
 }

@@ -102,10 +102,6 @@ def _once(side: WriteSide, name: str, source: str | None, asked: tuple[str, str]
 
 
 def _list(side: WriteSide, json: bool) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     from outbox.capture.registered import listed
     from outbox.database import check_migrated
 
@@ -118,11 +114,10 @@ def _list(side: WriteSide, json: bool) -> None:
     if not found:
         typer.echo("nothing is captured")
         return
-    table = Table("capture", "category", "table", "key", "state", "position", "as of", "leader")
     for one in found:
-        cells = (one.capture, one.category, one.table, ", ".join(one.key), one.state, one.lsn or "")
-        table.add_row(*map(escape, cells), f"{one.at:%Y-%m-%d %H:%M:%S}", escape(one.leader or "none"))
-    Console().print(table)
+        reached = f"{one.state} at {one.lsn}, {one.at:%Y-%m-%d %H:%M:%S}" if one.lsn else one.state
+        leader = one.leader or "nobody"
+        typer.echo(f"{one.table} -> {one.category}-<{','.join(one.key)}>: {reached}, led by {leader} ({one.capture})")
 
 
 def _capture(side: WriteSide, name: str, source: str | None, tell: Any = None) -> Capture:

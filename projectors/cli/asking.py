@@ -20,7 +20,7 @@ def ask(context: typer.Context, operation: str, tell: Any = None, **arguments: A
         done, result = control.call(settings.data_dir, operation, arguments)
         if done:
             return result
-        if not (settings.data_dir / "postgres").exists():
+        if not settings.database.dsn and not (settings.data_dir / "postgres").exists():
             raise OutboxError(f"nothing is in {settings.data_dir} yet: start with `outbox up`, `ingest` or `demo`")
     with open_read_side(settings) as side:
         extra = {"tell": tell} if tell is not None else {}
