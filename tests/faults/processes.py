@@ -32,6 +32,10 @@ class Child:
         self._pid: int = process.pid
 
     @property
+    def pid(self) -> int:
+        return self._pid
+
+    @property
     def alive(self) -> bool:
         return bool(self._process.is_alive())
 

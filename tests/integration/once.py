@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from subprocess import Popen
 from typing import Any
 
 import confluent_kafka
 import psycopg
 
 from outbox.log.append import append
-from tests.e2e.outbox_command import OUTBOX, environment
+from tests.faults.launch import command
+from tests.faults.processes import Child, begin
 from tests.integration.appending import event
 from tests.relaying import until
 
@@ -61,37 +60,38 @@ class Relays:
 
     def __init__(self, dsn: str, settings: Mapping[str, str], folder: Path) -> None:
         self._dsn, self._settings = dsn, dict(settings)
-        self._log = (folder / "relays.log").open("ab")
-        self.running: dict[int, Popen[bytes]] = {}
+        self._log = str(folder / "relays.log")
+        self._started = 0
+        self.running: dict[int, Child] = {}
 
-    def start(self) -> Popen[bytes]:
-        process = Popen([OUTBOX, "-v", "relay"], env=environment(self._settings), stdout=self._log, stderr=self._log)
-        self.running[process.pid] = process
-        return process
+    def start(self) -> Child:
+        self._started += 1
+        child = begin(f"relay {self._started}", command, ["-v", "relay"], self._settings, self._log)
+        self.running[child.pid] = child
+        return child
 
-    def leader(self) -> Popen[bytes] | None:
+    def leader(self) -> Child | None:
         """The process that holds the lease, if one of these does."""
         with psycopg.connect(self._dsn) as connection:
             row = connection.execute("SELECT holder FROM outbox.lease WHERE expires_at > clock_timestamp()").fetchone()
         return self.running.get(int(row[0].split(":")[1])) if row else None
 
-    def kill(self, process: Popen[bytes]) -> None:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        del self.running[process.pid]
+    def said(self, line: str) -> int:
+        """How often the processes have said this so far."""
+        return Path(self._log).read_text("utf-8").count(line)
+
+    def kill(self, child: Child) -> None:
+        child.kill()
+        del self.running[child.pid]
 
     def close(self) -> None:
-        for process in list(self.running.values()):
-            process.send_signal(signal.SIGCONT)
-            self.kill(process)
-        self._log.close()
+        for child in list(self.running.values()):
+            self.kill(child)
 
 
 @contextmanager
 def relays(dsn: str, settings: Mapping[str, str], folder: Path) -> Iterator[Relays]:
-    with ExitStack() as stack:
-        found = Relays(dsn, settings, folder)
-        stack.callback(found.close)
+    with closing(Relays(dsn, settings, folder)) as found:
         yield found
 
 
@@ -109,7 +109,7 @@ def settings(dsn: str, bootstrap: str, prefix: str, **more: str) -> dict[str, st
 
 
 def published(dsn: str) -> int:
-    """How many rows wait for no relay any more, by the cursor."""
+    """How many pages have been published, by the cursor."""
     with psycopg.connect(dsn) as connection:
         row = connection.execute("SELECT coalesce(max(step), 0) FROM outbox.relay_cursor").fetchone()
     assert row is not None
@@ -158,10 +158,10 @@ def expected(load: Load) -> dict[str, list[int]]:
     return {stream: list(range(1, count + 1)) for stream, count in load.sent.items()}
 
 
-def lead(found: Relays, other_than: Popen[bytes] | None = None) -> Popen[bytes]:
+def lead(found: Relays, other_than: Child | None = None) -> Child:
     """Wait until one leads."""
 
-    def another() -> Popen[bytes] | None:
+    def another() -> Child | None:
         leader = found.leader()
         return leader if leader is not other_than else None
 

@@ -274,6 +274,19 @@ def test_a_postgres_that_went_back_behind_its_notes_halts(producer, settings, le
         pass
 
 
+def test_a_note_of_another_log_is_passed_by(producer, broker, settings, lead) -> None:
+    place(producer, "order-1", count=3)
+    with lead() as (leader, mortal), pytest.raises(Died):
+        mortal.behind = True
+        leader.step()
+    producer.execute("UPDATE outbox.log_identity SET log_id = gen_random_uuid()")
+    with lead() as (leader, _):
+        assert drain(leader) == 3
+    with lead() as (leader, _):
+        assert drain(leader) == 0
+    seen(broker, f"{settings.prefix}.order", 6)
+
+
 def test_a_note_of_an_event_that_the_log_does_not_have_halts(producer, settings, lead) -> None:
     place(producer, "order-1", count=3)
     with lead() as (leader, mortal), pytest.raises(Died):
