@@ -8,12 +8,16 @@ import threading
 import psycopg
 import pytest
 
+from outbox.capture import registered
+from outbox.capture.snapshot import Snapshot
+from outbox.capture.source import at_snapshot
+from outbox.capture.writer import Writer
 from outbox.codec import default_registry
 from outbox.database import connected
-from outbox.errors import Fenced, InvalidEvent, SettingsError
+from outbox.errors import DatabaseError, InvalidEvent, SettingsError
 from outbox.event import NewEvent
 from outbox.log.append import append
-from tests.capturing import QUICK, Captured, captured
+from tests.capturing import Captured, captured
 
 THINGS = "CREATE TABLE things (id int PRIMARY KEY, name text, price numeric(10, 2))"
 
@@ -189,8 +193,6 @@ def test_a_leader_that_was_deposed_writes_nothing(things):
                 deposed.append(connection.execute("UPDATE outbox.capture SET epoch = epoch + 1000"))
 
     capture = things.capture()
-    from outbox.capture.writer import Writer
-
     flush = Writer.flush
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Writer, "flush", lambda self: (flush(self), depose())[0])
@@ -512,3 +514,46 @@ def test_generated_columns_that_are_stored_are_columns(database):
         one.db.execute("UPDATE t SET a = 3 WHERE id = 1")
         one.drain()
         assert one.rows("t") == {"t-1": {"id": 1, "a": 3, "twice": 6}, "t-2": {"id": 2, "a": 2, "twice": 4}}
+
+
+def test_a_table_rewritten_since_its_snapshot_is_not_taken_for_empty(things):
+    things.drain()
+    with psycopg.connect(things.dsn) as exporting, connected(things.dsn) as log:
+        (name,) = exporting.execute("SELECT pg_export_snapshot()").fetchone()
+        with at_snapshot(things.dsn, name) as seeing:
+            exporting.rollback()
+            things.db.execute("ALTER TABLE things ALTER COLUMN price TYPE float8")
+            writer = Writer(log, default_registry(), registered.begin(log, "capture", 1_000), lambda: None)
+            (table,) = registered.tables(log, "capture")
+            with pytest.raises(DatabaseError, match="was rewritten"):
+                Snapshot(seeing, writer, "test", writer.standing.lsn, lambda *_: None).settle(table)
+    assert len(things.events()) == 3
+
+
+def test_a_table_is_altered_while_writers_go_on_and_no_row_falls_back(things):
+    things.db.execute("INSERT INTO things SELECT g, 'n', 0 FROM generate_series(10, 400) g")
+    stop = threading.Event()
+
+    def write() -> None:
+        with psycopg.connect(things.dsn, autocommit=True) as connection:
+            turn = 0
+            while not stop.is_set():
+                turn += 1
+                connection.execute("UPDATE things SET price = %s WHERE id = %s", [turn, 10 + turn % 390])
+
+    writer = threading.Thread(target=write)
+    with things.running():
+        things.until(lambda: "things-400" in things.rows("things"))
+        writer.start()
+        try:
+            for turn in range(3):
+                things.db.execute(f"ALTER TABLE things ADD COLUMN c{turn} int DEFAULT {turn}")
+                things.until(lambda turn=turn: f"c{turn}" in things.rows("things")["things-1"])
+        finally:
+            stop.set()
+            writer.join()
+    things.drain()
+    rows = {s: {**r, "price": str(r["price"])} if "price" in r else r for s, r in things.table("things").items()}
+    assert things.rows("things") == rows
+    prices = [float(e.data["columns"]["price"]) for e in things.events() if e.stream == "things-10"]
+    assert prices == sorted(prices)  # what a snapshot says is never older than what the stream said before it
