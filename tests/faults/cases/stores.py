@@ -98,7 +98,7 @@ def _wiped(run: Run) -> None:
     run.over()
 
 
-@fault("store: put back to an older copy, then repaired")
+@fault("store: put back to an older copy, then repaired", ages=False)
 def _older(run: Run) -> None:
     run.begin()
     run.appended(run.source.randrange(20, 60))
