@@ -171,6 +171,22 @@ def test_what_a_dead_publisher_left_open_is_undone_and_cannot_be_committed_when_
 
 
 @pytest.mark.parametrize("client", CLIENTS)
+def test_a_note_that_was_written_and_not_committed_is_not_read(bootstrap, topic, client, monkeypatch) -> None:
+    broker = open_kafka(settings(bootstrap, client))
+    dead = broker.transactions(f"{topic}.__relay")
+    dead.recover()
+    dead.publish(numbered(topic, 1), lambda places: b"committed")
+
+    def die() -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(dead._client, "commit", die)
+    with pytest.raises(SystemExit):
+        dead.publish(numbered(topic, 1), lambda places: b"undone")
+    assert broker.transactions(f"{topic}.__relay").recover() == b"committed"
+
+
+@pytest.mark.parametrize("client", CLIENTS)
 def test_a_group_without_a_server_says_so_while_it_waits_and_goes_on_after_it(bootstrap, topic, client) -> None:
     """See also ``test_brokers_crash``: here no message comes that could tell."""
     from deploy.local.local import Local
