@@ -20,6 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psycopg
+from psycopg import conninfo, sql
+
 from benchmarks.watching import Place, Watcher
 from deploy.local.resolve import resolve
 from outbox.database import connect
@@ -47,7 +50,7 @@ def main() -> None:
     parser.add_argument("--commits", type=int, default=400)
     options = parser.parse_args()
     with resolve(SERVICES) as servers, tempfile.TemporaryDirectory() as folder:
-        settings = _settings(servers.address)
+        settings = _settings(servers.address) | {"OUTBOX_DATABASE__DSN": _database(servers.address("postgres"))}
         os.environ.update(settings)
         with connect(settings["OUTBOX_DATABASE__DSN"]) as connection:
             migrate(connection)
@@ -126,13 +129,20 @@ def _settings(address: Callable[[str], str]) -> dict[str, str]:
     return {
         "OUTBOX_MODE": "servers",
         "OUTBOX_PREFIX": f"bench.{mark}",
-        "OUTBOX_DATABASE__DSN": address("postgres"),
         "OUTBOX_KAFKA__BOOTSTRAP": address("kafka"),
         "OUTBOX_STORES__CHROMA__URL": address("chroma"),
         "OUTBOX_STORES__NEO4J__URL": address("neo4j"),
         "OUTBOX_STORES__ELASTICSEARCH__URL": address("elasticsearch"),
         "OUTBOX_PROJECTORS": json.dumps(projectors),
     }
+
+
+def _database(server: str) -> str:
+    """A database of this run's own on the server; its DSN."""
+    name = f"outbox_freshness_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    return conninfo.make_conninfo(server, dbname=name)
 
 
 def _names(settings: dict[str, str]) -> list[str]:
