@@ -19,6 +19,7 @@ PLAIN = {
     "long": st.integers(-(2**63), 2**63 - 1),
     "double": st.floats(allow_nan=False, allow_infinity=False),
     "string": text,
+    "bytes": st.binary(max_size=12),
 }
 
 
