@@ -1,5 +1,7 @@
 """What the server of forks imports once, so that no process of a run has to. None of it starts a thread."""
 
+import signal
+
 import chromadb  # noqa: F401
 import confluent_kafka  # noqa: F401
 import confluent_kafka.admin  # noqa: F401
@@ -20,3 +22,7 @@ import tests.faults.launch  # noqa: F401
 import tests.faults.projection  # noqa: F401
 import tests.faults.proxy  # noqa: F401
 import tests.faults.writer  # noqa: F401
+
+# Measuring coverage puts a handler here, which the forks would have before their own: who waits until a process
+# heeds SIGTERM must not take the one for the other.
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
