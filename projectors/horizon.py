@@ -231,18 +231,20 @@ class Horizon:
         The rows are locked first, and the broker asked then: a relay that has published since, and now waits for
         the lock, writes the greater offset behind us.
         """
-        if not self._ahead(self._broker.ends(self._plan.topics), _PUBLISHED):
+        if not self._ahead(self._broker.ends(self._plan.topics)):
             return
         with self._state.transaction():
             self._state.execute(_LOCK_PUBLISHED, [list(self._plan.topics)])
             ends = self._broker.ends(self._plan.topics)
-            for tp in self._ahead(ends, _PUBLISHED):
+            for tp in self._ahead(ends):
                 self._state.execute(_CORRECT, [ends[tp] - 1, *tp])
 
-    def _ahead(self, ends: Mapping[TopicPartition, int], query: str) -> list[TopicPartition]:
-        rows = self._state.execute(query.encode(), [list(self._plan.topics)])
-        published = {TopicPartition(t, p): offset for t, p, offset in rows}
-        return sorted(tp for tp, offset in published.items() if tp in ends and offset >= ends[tp])
+    def _ahead(self, ends: Mapping[TopicPartition, int]) -> list[TopicPartition]:
+        return sorted(tp for tp, offset in self._read_published().items() if tp in ends and offset >= ends[tp])
+
+    def _read_published(self) -> dict[TopicPartition, int]:
+        rows = self._state.execute(_PUBLISHED, [list(self._plan.topics)])
+        return {TopicPartition(t, p): offset for t, p, offset in rows}
 
     # ------------------------------------------------------------------ what is too much
 
@@ -278,8 +280,7 @@ class Horizon:
         """An offset that the map of what is published does not explain: is the event in the log?"""
         if not self._unexplained(deliveries):
             return
-        rows = self._state.execute(_PUBLISHED, [list(self._plan.topics)])
-        self._published = {TopicPartition(t, p): offset for t, p, offset in rows}
+        self._published = self._read_published()
         beyond = self._unexplained(deliveries)
         unknown = unknown_event(self._state, event_ids(beyond)) if beyond else None
         if unknown is not None:

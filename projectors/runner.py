@@ -95,7 +95,6 @@ class Session:
         sink.prepare(generation)
         self._folding = Folding(self._plan.projection, lambda below: read_below(self._log, below, self._registry))
         self._pipeline = Pipeline(self._plan, sink, generation, self._folding, self._park)
-        self._parked: set[str] = set()
         broker = stations.broker()
         stack.callback(broker.close)
         self._consumer = self._join(broker)
@@ -103,7 +102,7 @@ class Session:
         self._horizon = Horizon(self._plan, generation, broker, self._log, self._state, stations.witness)
         if stations.witness is not None:
             stack.callback(stations.witness.keep)
-        self._parked = ledger.parked(self._state, plan.name, generation)
+        self._parked: set[str] = ledger.parked(self._state, plan.name, generation)
         self._horizon.open(self._registry, self._pipeline.apply, self._parked, stop)
         self._assigned: frozenset[TopicPartition] = frozenset()
 

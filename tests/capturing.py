@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
+import pytest
 from psycopg.rows import dict_row
 
 from outbox.capture.capture import Capture, CaptureSettings
@@ -109,3 +110,20 @@ def captured(dsn: str, source: str | None = None) -> Iterator[Captured]:
         one.db.close()
         with connected(source or dsn) as connection:
             drop_slots(connection)
+
+
+THINGS = "CREATE TABLE things (id int PRIMARY KEY, name text, price numeric(10, 2))"
+
+
+@pytest.fixture
+def things(database):
+    """A table of three rows, captured."""
+    with captured(database) as one:
+        one.db.execute(THINGS)
+        one.db.execute("INSERT INTO things VALUES (1, 'one', 1.10), (2, 'two', 2.20), (3, NULL, NULL)")
+        one.add("things")
+        yield one
+
+
+def told(events):
+    return [(e.stream, e.version, e.type) for e in events]

@@ -146,12 +146,10 @@ class ConfluentBroker:
     def _make(self, topics: Sequence[str]) -> None:
         admin, settings = import_module("confluent_kafka.admin"), self._settings
         self._create([admin.NewTopic(topic, settings.partitions, settings.replication) for topic in topics])
-        self._settling()(self._see, topics)
 
     def _make_notes(self, topics: Sequence[str]) -> None:
         admin, replication = import_module("confluent_kafka.admin"), self._settings.replication
         self._create([admin.NewTopic(topic, 1, replication, config=dict(NOTES_CONFIG)) for topic in topics])
-        self._settling()(self._see, topics)
 
     def _create(self, new: Sequence[Any]) -> None:
         settings = self._settings
@@ -162,11 +160,6 @@ class ConfluentBroker:
             except self._library.KafkaException as error:
                 if error.args[0].name() != EXISTS:
                     raise TopicRefused(topic, error.args[0].str()) from error
-
-    def _see(self, topics: Sequence[str]) -> None:
-        """A topic is made by one server and seen by all a little later."""
-        if missing := set(topics) - self._find(topics).keys():
-            raise unavailable(self._settings, f"topic {min(missing)!r} was made and cannot be seen yet")
 
     def _settling(self) -> Retrying:
         return Retrying(

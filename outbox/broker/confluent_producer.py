@@ -164,7 +164,7 @@ class ConfluentProducer(KafkaProducer):
         if self._producer is None:
             self._producer = opened(self._library, lambda: self._library.Producer(self._options))
 
-    def _discard(self) -> None:
+    def discard(self) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
             # What is in flight is a gap by librdkafka's lights; the servers drop what would follow one.

@@ -11,7 +11,7 @@ from outbox.broker.confluent_producer import ConfluentProducer, root
 from outbox.broker.librdkafka import opened, unavailable
 from outbox.broker.settings import KafkaSettings
 from outbox.broker.topics import Topics
-from outbox.broker.transactions import tails, transaction_timeout_ms
+from outbox.broker.transactions import tails, taken_over, transaction_timeout_ms
 from outbox.errors import Fenced
 
 FENCED: Final = ("_FENCED", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH")
@@ -53,10 +53,6 @@ class ConfluentClient(ConfluentProducer):
     def abort(self) -> None:
         """See the protocol."""
         self._bounded(self._producer.abort_transaction)
-
-    def discard(self) -> None:
-        """See the protocol."""
-        self._discard()
 
     def last_note(self) -> bytes | None:
         """See the protocol. Waits until all that was written is seen to be committed or undone."""
@@ -143,4 +139,4 @@ class ConfluentClient(ConfluentProducer):
 
     def _fenced(self, errors: Sequence[Any]) -> Fenced | None:
         known = any(isinstance(error, self._library.KafkaError) and error.name() in FENCED for error in errors)
-        return Fenced(f"{self._name}: another publisher has taken over") if known else None
+        return taken_over(self._name) if known else None

@@ -121,7 +121,7 @@ class KafkaPythonProducer(KafkaProducer):
             **more,
         )
 
-    def _discard(self) -> None:
+    def discard(self) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
             # close() alone flushes first and, when that is out of time, leaves the sending thread at work.

@@ -21,8 +21,8 @@ from outbox.broker.kafka_python_producer import KafkaPythonProducer
 from outbox.broker.protocol import Message, Places
 from outbox.broker.settings import KafkaSettings
 from outbox.broker.topics import Topics
-from outbox.broker.transactions import tails, transaction_timeout_ms
-from outbox.errors import BrokerUnavailable, Fenced
+from outbox.broker.transactions import tails, taken_over, transaction_timeout_ms
+from outbox.errors import BrokerUnavailable
 
 FENCED: Final = (errors.ProducerFencedError, errors.InvalidProducerEpochError)
 POLL_MS: Final = 100
@@ -70,10 +70,6 @@ class KafkaPythonClient(KafkaPythonProducer):
         """See the protocol."""
         self._end(self._manager.begin_abort)
 
-    def discard(self) -> None:
-        """See the protocol."""
-        self._discard()
-
     def last_note(self) -> bytes | None:
         """See the protocol. Waits until all that was written is seen to be committed or undone."""
         until = time.monotonic() + self._settings.timeout_s
@@ -109,7 +105,7 @@ class KafkaPythonClient(KafkaPythonProducer):
                 self._producer._sender.wakeup()  # noqa: SLF001 - as the client's own methods do
                 ended = result.wait(timeout_ms=self._settings.timeout_ms)
             except FENCED as error:
-                raise self._fenced() from error
+                raise taken_over(self._name) from error
             if not ended:
                 raise unavailable(self._settings, f"a transaction did not end within {self._settings.timeout_s:g} s")
             self._check()
@@ -118,10 +114,7 @@ class KafkaPythonClient(KafkaPythonProducer):
         """Raise Fenced if the servers have said so, or the client has helped itself to another epoch."""
         manager = self._manager
         if isinstance(manager.last_error, FENCED) or manager.producer_id_and_epoch != self._epoch:
-            raise self._fenced()
-
-    def _fenced(self) -> Fenced:
-        return Fenced(f"{self._name}: another publisher has taken over")
+            raise taken_over(self._name)
 
     def _written(self, place: Any) -> int:
         """The offset behind everything, committed or not."""

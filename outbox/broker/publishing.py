@@ -40,19 +40,19 @@ class KafkaProducer(ABC):
         except MessageRefused:
             raise
         except ServersRefused as error:
-            self._discard()
+            self.discard()
             return self._narrow_down(messages, error)
         except BrokerUnavailable:
             self._topics.forget()
-            self._discard()
+            self.discard()
             raise
         except BaseException:
-            self._discard()
+            self.discard()
             raise
 
     def close(self) -> None:
         """Every publish has been acknowledged or given up, so nothing is waited for."""
-        self._discard()
+        self.discard()
 
     @abstractmethod
     def attempt(self, messages: Sequence[Message]) -> Places:
@@ -60,7 +60,7 @@ class KafkaProducer(ABC):
         ServersRefused, TopicRefused (nothing was sent) or BrokerUnavailable."""
 
     @abstractmethod
-    def _discard(self) -> None:
+    def discard(self) -> None:
         """Throw away the connection and all that waits in it; the next attempt opens another."""
 
     def _narrow_down(self, messages: Sequence[Message], error: ServersRefused) -> Places:

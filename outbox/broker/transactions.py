@@ -150,7 +150,7 @@ class KafkaTransactions:
         try:
             self._client.fence()
             if self._client.last_note() != self._last:
-                raise Fenced(f"{self._name}: another publisher has taken over")
+                raise taken_over(self._name)
         except BaseException:
             self._client.discard()
             raise
@@ -183,6 +183,11 @@ def transaction_timeout_ms(settings: KafkaSettings) -> int:
     """How long a transaction may last before the servers end it: until then, a publisher that died and has no successor
     keeps readers of committed messages from what comes behind its transaction."""
     return round(min(max(3 * settings.timeout_s, TIMEOUT_MIN_S), TIMEOUT_MAX_S) * 1000)
+
+
+def taken_over(name: str) -> Fenced:
+    """The error of a publisher that is one no more."""
+    return Fenced(f"{name}: another publisher has taken over")
 
 
 def tails(low: int, end: int) -> Iterator[int]:

@@ -23,7 +23,7 @@ from outbox.codec import Registry
 from outbox.database import Connection, check_migrated, connected, first_line
 from outbox.errors import DatabaseError, Fenced, SettingsError
 from outbox.log.identity import check_identity
-from outbox.relay.lease import Keeper, Lease, new_holder, take
+from outbox.relay.lease import Keeper, Lease, new_holder, wait_for
 
 __all__ = ["Capture", "CaptureSettings"]
 
@@ -121,12 +121,8 @@ class Capture:
         with connected(self._dsn) as connection:
             check_migrated(connection)
             check_identity(connection)
-            while not stop.is_set():
-                lease = take(connection, self._settings.lease, self._holder, self._settings.lease_s)
-                if lease is not None:
-                    return self._lead(connection, lease, stop, drain=drain)
-                stop.wait(self._settings.lease_s / 6)
-        return False
+            lease = wait_for(connection, self._settings.lease, self._holder, self._settings.lease_s, stop)
+            return lease is not None and self._lead(connection, lease, stop, drain=drain)
 
     def _lead(self, connection: Connection, lease: Lease, stop: threading.Event, *, drain: bool) -> bool:
         standing = registered.begin(connection, self._settings.name, lease.epoch)

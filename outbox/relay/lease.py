@@ -22,6 +22,9 @@ from outbox.errors import DatabaseError, Fenced
 STALL_S: Final = 120.0
 """A leader that has not finished a step for so long hangs: longer than any wait of a broker's client."""
 
+LOOKS_PER_TERM: Final = 6
+"""How often a stand-by looks, in the time that a lease lasts."""
+
 _TAKE: Final = """
 INSERT INTO outbox.lease AS l (name, holder, epoch, expires_at)
 VALUES (%(name)s, %(holder)s, 1, clock_timestamp() + make_interval(secs => %(ttl_s)s))
@@ -67,6 +70,16 @@ def take(connection: Connection, name: str, holder: str, ttl_s: float) -> Lease 
     """Take the lease if it is free, expired or this holder's own; None if another one holds it."""
     row = connection.execute(_TAKE, {"name": name, "holder": holder, "ttl_s": ttl_s}).fetchone()
     return Lease(name, row[0], ttl_s) if row else None
+
+
+def wait_for(connection: Connection, name: str, holder: str, ttl_s: float, stop: threading.Event) -> Lease | None:
+    """Stand by until the lease is this holder's; None if told to stop first."""
+    while not stop.is_set():
+        lease = take(connection, name, holder, ttl_s)
+        if lease is not None:
+            return lease
+        stop.wait(ttl_s / LOOKS_PER_TERM)
+    return None
 
 
 class Keeper:

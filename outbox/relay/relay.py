@@ -17,7 +17,7 @@ from outbox.relay.engines import open_engine
 from outbox.relay.exactly_once import ExactlyOnceLeader, recover
 from outbox.relay.horizon import check_log
 from outbox.relay.leader import Engine, Leader
-from outbox.relay.lease import Keeper, Lease, new_holder, take
+from outbox.relay.lease import Keeper, Lease, new_holder, wait_for
 from outbox.relay.settings import RelaySettings
 
 __all__ = ["Relay", "RelaySettings"]
@@ -58,12 +58,8 @@ class Relay:
         """Wait for the lease and lead; True if drained."""
         with connected(self._dsn) as connection:
             check_migrated(connection)
-            while not stop.is_set():
-                lease = take(connection, self._settings.name, self._holder, self._settings.lease_s)
-                if lease is not None:
-                    return self._lead(connection, lease, stop, drain=drain)
-                stop.wait(self._settings.lease_s / 6)
-        return False
+            lease = wait_for(connection, self._settings.name, self._holder, self._settings.lease_s, stop)
+            return lease is not None and self._lead(connection, lease, stop, drain=drain)
 
     def _lead(self, connection: Connection, lease: Lease, stop: threading.Event, *, drain: bool) -> bool:
         log.info("leading", epoch=lease.epoch)

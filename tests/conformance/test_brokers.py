@@ -15,13 +15,11 @@ from deploy.local.ports import reserve
 from outbox.broker import Broker, Consumer, Message, Producer, TopicPartition
 from outbox.errors import BrokerError, BrokerUnavailable, MessageRefused
 from tests.conformance.brokers import (
-    KINDS,
     WAIT_S,
     Kind,
     by_key,
     collect,
     earliest,
-    installed,
     numbered,
     poll_until,
 )
@@ -29,34 +27,11 @@ from tests.conformance.brokers import (
 Join = Callable[..., Consumer]
 
 
-@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.name)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def where(kind: Kind, address: Callable[[str], str]) -> Iterator[str]:
-    with installed(kind, address(kind.server)) as where:
-        yield where
-
-
-@pytest.fixture
-def broker(kind: Kind, where: str) -> Iterator[Broker]:
-    broker = kind.open(where, 30.0)
-    yield broker
-    broker.close()
-
-
 @pytest.fixture
 def producer(broker: Broker) -> Iterator[Producer]:
     producer = broker.producer()
     yield producer
     producer.close()
-
-
-@pytest.fixture
-def topic() -> str:
-    return f"t{uuid.uuid4().hex[:12]}.entity"
 
 
 @pytest.fixture

@@ -10,32 +10,9 @@ import pytest
 from deploy.local.ports import reserve
 from outbox.broker import Broker, Message, Transactions
 from outbox.errors import BrokerUnavailable, Fenced, MessageRefused, SettingsError
-from tests.conformance.brokers import KINDS, Kind, by_key, collect, earliest, installed, numbered
+from tests.conformance.brokers import Kind, by_key, collect, earliest, numbered
 
 Open = Callable[[], Transactions]
-
-
-@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.name)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def where(kind: Kind, address: Callable[[str], str]) -> Iterator[str]:
-    with installed(kind, address(kind.server)) as where:
-        yield where
-
-
-@pytest.fixture
-def broker(kind: Kind, where: str) -> Iterator[Broker]:
-    broker = kind.open(where, 30.0)
-    yield broker
-    broker.close()
-
-
-@pytest.fixture
-def topic() -> str:
-    return f"t{uuid.uuid4().hex[:12]}.entity"
 
 
 @pytest.fixture
