@@ -26,7 +26,7 @@ class LocalSettings:
     keep_messages: int = 1_000_000
     """At least this many of the newest messages, over all topics, are kept. Older ones leave: projectors fill
     gaps from the log."""
-    lease_s: float = 6.0
+    lease_s: float = 3.0
     """A member that has died gives up its partitions after this."""
     poll_interval_max_s: float = 300.0
     """A member that has not polled for this long gives up its partitions."""
