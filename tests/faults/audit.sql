@@ -20,7 +20,7 @@ BEGIN
     RETURN NEW;
 END $$;
 CREATE TRIGGER lowered AFTER UPDATE ON outbox.checkpoint FOR EACH ROW
-    WHEN (NEW."offset" < OLD."offset") EXECUTE FUNCTION audit.checkpointed();
+    WHEN (NEW."offset" < OLD."offset" AND NEW.incarnation IS NOT DISTINCT FROM OLD.incarnation) EXECUTE FUNCTION audit.checkpointed();
 
 CREATE FUNCTION audit.written() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -10,6 +10,7 @@ import confluent_kafka
 import psycopg
 
 from tests.faults.checks import Published
+from tests.faults.until import TooLong
 
 READ_WITHIN_S = 20.0
 COPIES = 40
@@ -44,6 +45,16 @@ def _local(topic: Topic) -> list[list[Published]]:
     return list(partitions.values())
 
 
+def ends(topic: Topic) -> dict[int, int]:
+    """The offset behind the last message of each partition that holds any."""
+    if topic.broker == "kafka":
+        return {found[-1].partition(): found[-1].offset() + 1 for found in _raw(topic) if found}
+    query = """SELECT m.partition, max(m."offset") + 1 FROM outbox.broker_message m JOIN outbox.broker_topic t
+               USING (topic_id) WHERE t.topic = %s GROUP BY 1"""
+    with psycopg.connect(topic.address, autocommit=True) as connection:
+        return dict(connection.execute(query, [topic.name]).fetchall())
+
+
 def _kafka(topic: Topic) -> list[list[Published]]:
     return [[_published(message) for message in partition] for partition in _raw(topic)]
 
@@ -59,7 +70,9 @@ def _raw(topic: Topic) -> list[list[confluent_kafka.Message]]:
             "bootstrap.servers": topic.address,
             "group.id": f"faults.{topic.name}",
             "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
             "isolation.level": "read_committed",
+            "enable.partition.eof": True,
         }
     )
     try:
@@ -70,16 +83,18 @@ def _raw(topic: Topic) -> list[list[confluent_kafka.Message]]:
 
 
 def _partition(consumer: confluent_kafka.Consumer, topic: str, number: int) -> Iterator[confluent_kafka.Message]:
-    place = confluent_kafka.TopicPartition(topic, number)
-    first, end = consumer.get_watermark_offsets(place, timeout=READ_WITHIN_S)
-    if first == end:
-        return
-    consumer.assign([confluent_kafka.TopicPartition(topic, number, first)])
-    while consumer.position([place])[0].offset < end:
+    """Up to the partition's end, which for a reader of committed messages is where an open transaction begins."""
+    consumer.assign([confluent_kafka.TopicPartition(topic, number, confluent_kafka.OFFSET_BEGINNING)])
+    while True:
         message = consumer.poll(READ_WITHIN_S)
-        if message is None or message.error():
-            raise RuntimeError(f"{topic}/{number} cannot be read: {message and message.error()}")
-        yield message
+        if message is None:
+            raise TooLong(f"{topic}/{number} cannot be read: no answer in {READ_WITHIN_S:.0f} s")
+        if message.error() is None:
+            yield message
+        elif message.error().code() == confluent_kafka.KafkaError._PARTITION_EOF:
+            return
+        elif not message.error().retriable():
+            raise RuntimeError(f"{topic}/{number} cannot be read: {message.error()}")
 
 
 _AGAIN = """

@@ -66,21 +66,32 @@ def _astray(row: LogRow, history: History) -> bool:
     return row.id in history.tried and history.tried[row.id].stream != row.stream
 
 
-def check_broker(messages: Iterable[Sequence[Published]], log: Sequence[LogRow]) -> Iterator[Violation]:
-    """Each partition's messages: again is allowed, out of turn is not, and every event comes."""
+def check_broker(
+    messages: Iterable[Sequence[Published]], log: Sequence[LogRow], *, whole: bool = True, once: bool = False
+) -> Iterator[Violation]:
+    """Each partition's messages: again is allowed, out of turn is not, and every event comes.
+
+    ``once``: again is not allowed. ``whole``: nothing was taken from the topic; else a stream may begin anywhere.
+    """
     known = {(row.stream, row.version): row.id for row in log}
-    seen: dict[str, int] = defaultdict(int)
-    turned, strange = set(), set()
+    seen: dict[str, int] = {}
+    turned, strange, again = set(), set(), set()
     for partition in messages:
         for message in partition:
+            before = seen.get(message.stream, 0 if whole else message.version - 1)
             if known.get((message.stream, message.version)) != message.id:
                 strange.add(message.id)
-            if message.version > seen[message.stream] + 1:
-                turned.add(f"{message.stream}@{message.version} after {seen[message.stream]}")
-            seen[message.stream] = max(seen[message.stream], message.version)
+            if message.version > before + 1:
+                turned.add(f"{message.stream}@{message.version} after {before}")
+            if message.version <= before:
+                again.add(f"{message.stream}@{message.version}")
+            seen[message.stream] = max(before, message.version)
     yield from _each("I4", "on the broker and not so in the log", strange)
     yield from _each("I2", "out of turn on the broker", turned)
-    yield from _each("I1", "not on the broker", {r.id for r in log if r.version > seen[r.stream]})
+    if once:
+        yield from _each("I5", "seen more than once by a reader of committed messages", again)
+    if whole:
+        yield from _each("I1", "not on the broker", {r.id for r in log if r.version > seen.get(r.stream, 0)})
 
 
 def check_store(name: str, held: Mapping[str, Held], model: Mapping[str, Expected]) -> Iterator[Violation]:

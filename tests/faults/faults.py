@@ -10,13 +10,8 @@ from tests.faults.run import Fault, Plan
 FAULTS: dict[str, Plan] = {}
 
 NOT_YET = (
-    "topic deleted",
-    "topic truncated",
-    "topic re-created",
-    "replication slot lost to max_slot_wal_keep_size",
     "store put back to an older copy: the version of a record whose content came back to what it was (verify compares"
     " content, so an older version stays, and a late write between the two would pass the guard)",
-    "exactly once on Kafka under relay kills",
     "PostgreSQL restored to an earlier moment",
 )
 """Not in the matrix yet. Each but the store's older copy has tests of its own in tests/integration."""

@@ -134,6 +134,12 @@ def _epoch() -> None:
     )
 
 
+@mutant("exactly once: the cursor is in the broker's transaction", "relay: killed after the commit, exactly once")
+def _note() -> None:
+    """What was published is committed without the note that says so."""
+    replace("outbox.broker.transactions", "KafkaTransactions._put", lambda _: lambda _self, _note: None)
+
+
 @mutant("snapshot delta", "writer: long transaction")
 def _snapshot_delta() -> None:
     """Rows of transactions that were open when the last window ended are passed by, as with ``seq > last``."""

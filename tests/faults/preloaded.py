@@ -9,6 +9,7 @@ import elasticsearch  # noqa: F401
 import neo4j  # noqa: F401
 
 import outbox.broker.confluent  # noqa: F401
+import outbox.broker.confluent_transactions  # noqa: F401
 import outbox.broker.local  # noqa: F401
 import outbox.cli.commands  # noqa: F401
 import outbox.cli.main  # noqa: F401

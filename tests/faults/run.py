@@ -65,12 +65,16 @@ class Plan:
     broker: str = "local"
     engine: str = "poll"
     """The relay's."""
+    delivery: str = "at_least_once"
+    """The relay's. ``exactly_once``: a reader of committed messages must see no event twice."""
     kinds: tuple[str, ...] = ("rows",)
     bound_s: float = 30.0
     alone: bool = False
     cheap: bool = True
     poison: bool = False
     """Streams are expected to stand still before an event that cannot be folded."""
+    topic_whole: bool = True
+    """What was published is still on the topic at the end."""
     ages: bool = True
     """A record is not older than its content: see :data:`tests.faults.faults.NOT_YET` for where that is not asked."""
 
@@ -249,6 +253,7 @@ class Run:
             "OUTBOX_DATA_DIR": str(self.folder / "data"),
             "OUTBOX_PREFIX": f"f{self.mark}",
             "OUTBOX_RELAY__ENGINE": self.plan.engine,
+            "OUTBOX_RELAY__DELIVERY": self.plan.delivery,
             "OUTBOX_DATABASE__DSN": self._dsn_of(who),
             "OUTBOX_STORES": json.dumps({stores.STORES[kind]: self._store(kind) for kind in self.plan.kinds}),
             "OUTBOX_PROJECTORS": json.dumps(
@@ -367,10 +372,25 @@ class Run:
 
     def caught_up(self, timeout_s: float = 30.0) -> None:
         """Wait until every projector's checkpoints have reached what is on the topic by now."""
-        ends = {n: len(found) for n, found in enumerate(broker.read(self.place_of_broker()))}
-        total = sum(ends.values())
-        done = 'SELECT coalesce(min(s), 0) FROM (SELECT sum("offset") AS s FROM outbox.checkpoint GROUP BY projector) c'
-        until(lambda: self.value(done) >= total, "the projectors have caught up", timeout_s)
+        ends = broker.ends(self.place_of_broker())
+        behind = """
+        SELECT count(*) FROM unnest(%s::int[], %s::bigint[]) e (partition, place)
+        CROSS JOIN (SELECT projector, generation FROM outbox.generation WHERE state = 'serving') g
+        WHERE NOT EXISTS (
+            SELECT FROM outbox.checkpoint c WHERE c.projector = g.projector AND c.generation = g.generation
+            AND c.partition = e.partition AND c."offset" >= e.place)
+        """
+        until(
+            lambda: self.value(behind, list(ends), list(ends.values())) == 0, "the projectors have caught up", timeout_s
+        )
+
+    def published(self, timeout_s: float = 30.0) -> None:
+        """Wait until the relay has published all that is committed by now."""
+        waiting = """
+        SELECT count(*) FROM outbox.outbox o WHERE NOT EXISTS (
+            SELECT FROM outbox.relay_cursor c WHERE pg_visible_in_snapshot(o.xid, c.a))
+        """
+        until(lambda: self.value(waiting) == 0, "the relay has published everything", timeout_s)
 
     def place(self, kind: str) -> Place:
         name = self.projector(kind)
@@ -464,7 +484,8 @@ class Run:
                 yield from self._compared(kind, model)
 
     def _check_broker(self, log: Sequence[LogRow]) -> Iterator[Violation]:
-        yield from checks.check_broker(broker.read(self.place_of_broker()), log)
+        whole, once = self.plan.topic_whole, self.plan.delivery == "exactly_once"
+        yield from checks.check_broker(broker.read(self.place_of_broker()), log, whole=whole, once=once)
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,18 @@ def test_messages_may_come_again_but_not_out_of_turn(order: str, invariants: lis
     assert told(check_broker([[by_id[id_] for id_ in order]], LOG)) == invariants
 
 
+def test_once_is_not_again() -> None:
+    by_id = {row.id: Published(row.stream, row.version, row.id) for row in LOG}
+    assert told(check_broker([[by_id[id_] for id_ in "abcd"]], LOG, once=True)) == []
+    assert told(check_broker([[by_id[id_] for id_ in "abcdb"]], LOG, once=True)) == ["I5"]
+
+
+def test_a_topic_that_lost_something_may_begin_anywhere_and_turns_nothing_round() -> None:
+    by_id = {row.id: Published(row.stream, row.version, row.id) for row in [*LOG, LogRow("thing-1", 3, "e")]}
+    assert told(check_broker([[by_id["b"], by_id["d"]]], LOG, whole=False)) == []
+    assert told(check_broker([[by_id["a"], by_id["e"]]], [*LOG, LogRow("thing-1", 3, "e")], whole=False)) == ["I2"]
+
+
 def test_each_way_in_which_a_store_can_be_wrong_has_its_name() -> None:
     model = expected(LOG, history())
     right = {key: Held(one.greatest, one.content) for key, one in model.items()}

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import psycopg
-
 from tests.faults.faults import fault
 from tests.faults.run import Run
-from tests.faults.until import until
 
 KILLED = {
     "killed at read": "relay.read:after",
@@ -82,30 +79,3 @@ for _name in ("killed at send", "killed at ack", "killed at mark"):
 @fault("relay: stopped, replaced, continued, cdc", engine="cdc", bound_s=45)
 def _replaced_cdc(run: Run) -> None:
     _replaced(run)
-
-
-@fault("replication slot: dropped under way", engine="cdc", bound_s=45)
-def _slot_dropped(run: Run) -> None:
-    """Whoever administers the database drops it; what it held back is lost with it."""
-    run.begin()
-    for _ in range(run.source.randrange(1, 4)):
-        until(lambda: _dropped(run), "there is a slot to drop")
-        run.appended(run.source.randrange(10, 80))
-    run.over()
-    run.appended(20)
-
-
-def _dropped(run: Run) -> bool:
-    """Drop the slot that is streamed from; whether there was one."""
-    slot = run.value("SELECT slot_name FROM pg_replication_slots WHERE database = current_database() AND active")
-    if slot is None:
-        return False
-    with run.connection() as connection:
-        try:
-            connection.execute(
-                "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots WHERE slot_name = %s", [slot]
-            )
-            connection.execute("SELECT pg_drop_replication_slot(%s)", [slot])
-        except (psycopg.errors.ObjectInUse, psycopg.errors.UndefinedObject):
-            return False  # its relay was quicker
-    return True
