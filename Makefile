@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DATA   ?= .outbox
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types unit faults lock clean
+.PHONY: help run test lint types unit faults bench bench-quick lock clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,12 @@ unit: $(VENV)/.dev  ## the tests that need no server
 faults: $(VENV)/.dev  ## the fault matrix, into docs/guarantees.md (RUNS=40 of each, or MINUTES=60)
 	@$(BIN)/python -m tests.faults $(if $(RUNS),--runs $(RUNS)) $(if $(MINUTES),--minutes $(MINUTES)) \
 		$(if $(LANES),--lanes $(LANES)) $(if $(RESUME),--resume)
+
+bench: $(VENV)/.dev  ## every figure beside its reference, into benchmarks/results (half an hour)
+	@$(BIN)/python -m benchmarks $(NAMES)
+
+bench-quick: $(VENV)/.dev  ## the same with tiny sizes: proves that they run
+	@$(BIN)/python -m benchmarks --quick $(NAMES)
 
 lock: $(VENV)/.uv  ## resolve the dependencies anew
 	@$(LOCK) --extra embedded -o requirements.lock
