@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import field as made
 from typing import Any, Final, LiteralString
@@ -20,11 +20,18 @@ from outbox.codec import Registry, default_registry
 from outbox.errors import DatabaseError, DuplicateEvent, VersionConflict
 from outbox.event import NewEvent
 from outbox.log.copy_format import EVENT_COLUMNS, HEADER, TRAILER, event_row, field, position_rows, timestamp
-from outbox.log.statement import Expected, Token, check_batch, spoken
+from outbox.log.statement import Expected, Token, check_frame, encode_all, encode_meta, spoken
 
 CHUNK_EVENTS: Final = 10_000
 CHUNK_BYTES: Final = 32 * 1024 * 1024
-"""A chunk is written once it has so many events or bytes: with one more batch, the most that is in memory."""
+"""A chunk is written once it has so many events, or as many as had so many bytes when encoded in the chunk before:
+with one more batch, the most that is in memory."""
+
+FIRST_EVENTS: Final = 1_000
+"""Events of the first chunk, before which nothing is known of their size."""
+
+PIECE_BYTES: Final = 32 * 1024
+"""Rows are handed to the connection in pieces of about this size: enough for the server to be busy with."""
 
 Batch = tuple[str, Expected, Sequence[NewEvent]]
 """A stream, the version it must have, and its next events (as many as one append takes)."""
@@ -55,24 +62,34 @@ class Loaded:
     token: Token | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """One stream's next events; what they say is encoded when they are sent."""
+
+    stream: str
+    expected: int
+    ids: list[uuid.UUID]
+    events: Sequence[NewEvent]
+
+
 @dataclass(slots=True)
 class _Chunk:
-    """Batches on their way: each one's checked values, as an append would send them."""
+    """Batches that are written together."""
 
-    batches: list[Mapping[str, Any]] = made(default_factory=list)
+    batches: list[_Batch] = made(default_factory=list)
     events: int = 0
     size_bytes: int = 0
+    """Of the encoded data, once written."""
     assumed: dict[str, int] = made(default_factory=dict)
     """The versions that the streams had when the chunk was written."""
 
-    def add(self, values: Mapping[str, Any]) -> None:
-        self.batches.append(values)
-        self.events += len(values["ids"])
-        self.size_bytes += sum(map(len, values["data"]))
+    def add(self, stream: str, expected: Expected, events: Sequence[NewEvent]) -> None:
+        self.batches.append(_Batch(**check_frame(stream, expected, events), events=events))
+        self.events += len(events)
 
-    @property
-    def full(self) -> bool:
-        return self.events >= CHUNK_EVENTS or self.size_bytes >= CHUNK_BYTES
+    def next_limit(self) -> int:
+        """How many events of this chunk's size make a full one."""
+        return max(1, min(CHUNK_EVENTS, CHUNK_BYTES * self.events // max(self.size_bytes, 1)))
 
 
 def bulk_append(
@@ -80,7 +97,8 @@ def bulk_append(
 ) -> Loaded:
     """Append many batches in the caller's open transaction, all or nothing.
 
-    Batches of one stream are appended in the order given. Memory is bounded by :data:`CHUNK_EVENTS`. Raises
+    Batches of one stream are appended in the order given. ``batches`` may use the
+    connection itself. Memory is bounded by :data:`CHUNK_EVENTS`. Raises
     :class:`~outbox.errors.VersionConflict`, :class:`~outbox.errors.DuplicateEvent` and
     :class:`~outbox.errors.InvalidEvent`; then nothing of the load is written and the transaction goes on (a
     savepoint sees to it). Above READ COMMITTED a lost race is the driver's ``UniqueViolation``.
@@ -91,8 +109,8 @@ def bulk_append(
     chunk, loaded = _Chunk(), Loaded(0, 0, None)
     try:
         with connection.transaction():
-            for chunk in _chunks(batches, registry or default_registry()):
-                token = _write(cursor, chunk)
+            for chunk in _chunks(batches):
+                token = _write(cursor, chunk, registry or default_registry())
                 loaded = Loaded(loaded.batches + len(chunk.batches), loaded.events + chunk.events, token)
     except psycopg.errors.UniqueViolation as error:
         _explain(cursor, chunk, error)
@@ -100,26 +118,27 @@ def bulk_append(
     return loaded
 
 
-def _chunks(batches: Iterable[Batch], registry: Registry) -> Iterator[_Chunk]:
-    chunk = _Chunk()
+def _chunks(batches: Iterable[Batch]) -> Iterator[_Chunk]:
+    chunk, limit = _Chunk(), FIRST_EVENTS
     for stream, expected, events in batches:
-        chunk.add(check_batch(stream, expected, events, registry))
-        if chunk.full:
+        chunk.add(stream, expected, events)
+        if chunk.events >= limit:
             yield chunk
-            chunk = _Chunk()
+            chunk, limit = _Chunk(), chunk.next_limit()
     if chunk.batches:
         yield chunk
 
 
-def _write(cursor: psycopg.Cursor[Any], chunk: _Chunk) -> Token:
-    """1. Look up the versions. 2. Reserve positions. 3. Copy the events: their keys now hold the streams' ends
-    until the transaction is over. 4. Copy the outbox rows, whose ``seq`` is drawn now, behind every earlier
-    writer of these streams. A failure anywhere is undone by the savepoint around."""
-    chunk.assumed = _versions(cursor, {b["stream"] for b in chunk.batches})
+def _write(cursor: psycopg.Cursor[Any], chunk: _Chunk, registry: Registry) -> Token:
+    """1. Look up the versions. 2. Reserve positions. 3. Copy the events, each encoded while the server is busy with
+    those before it: their keys now hold the streams' ends until the transaction is over. 4. Copy the outbox rows,
+    whose ``seq`` is drawn now, behind every earlier writer of these streams. A failure anywhere is undone by the
+    savepoint around."""
+    chunk.assumed = _versions(cursor, {batch.stream for batch in chunk.batches})
+    bases = _bases(chunk)
     cursor.execute(_RESERVE, [chunk.events])
     ((positions, at, xid),) = cursor.fetchall()
-    rows = _rows(chunk, positions, timestamp(at))
-    _copy(cursor, _COPY_EVENT, rows)
+    _copy(cursor, _COPY_EVENT, _rows(chunk, bases, positions, timestamp(at), registry))
     _copy(cursor, _COPY_OUTBOX, [position_rows(positions)])
     cursor.execute("SELECT outbox.wake()")
     return Token(int(xid))
@@ -137,23 +156,40 @@ def _versions(cursor: psycopg.Cursor[Any], streams: Iterable[str]) -> dict[str, 
     return dict(cursor.execute(_VERSIONS, [list(streams)]).fetchall())
 
 
-def _rows(chunk: _Chunk, positions: Sequence[int], at: bytes) -> list[bytes]:
-    """The rows of the events, one piece a batch; raises the first conflict before anything is sent."""
-    versions, pieces, place = dict(chunk.assumed), [], iter(positions)
+def _bases(chunk: _Chunk) -> list[int]:
+    """The version that each batch goes on from; raises the first conflict, before anything is sent."""
+    versions, bases = dict(chunk.assumed), []
     for batch in chunk.batches:
-        stream, expected, base = batch["stream"], batch["expected"], versions[batch["stream"]]
-        if not (expected in (base, -1) or (expected == -2 and base > 0)):
-            raise VersionConflict(stream, spoken(expected), base)
-        pieces.append(b"".join(_batch_rows(batch, base, place, at)))
-        versions[stream] = base + len(batch["ids"])
-    return pieces
+        base = versions[batch.stream]
+        if not (batch.expected in (base, -1) or (batch.expected == -2 and base > 0)):
+            raise VersionConflict(batch.stream, spoken(batch.expected), base)
+        bases.append(base)
+        versions[batch.stream] = base + len(batch.events)
+    return bases
 
 
-def _batch_rows(batch: Mapping[str, Any], base: int, place: Iterator[int], at: bytes) -> Iterator[bytes]:
-    stream, types = field(batch["stream"].encode()), {t: field(t.encode()) for t in set(batch["types"])}
-    columns = zip(batch["types"], batch["ids"], batch["data"], batch["meta"], strict=True)
-    for version, (type_, id_, data, meta) in enumerate(columns, base + 1):
-        yield event_row(next(place), stream, version, types[type_], id_, data, meta.encode(), at)
+def _rows(
+    chunk: _Chunk, bases: Sequence[int], positions: Sequence[int], at: bytes, registry: Registry
+) -> Iterator[bytes]:
+    """The rows of the events, in pieces."""
+    place, rows, size = iter(positions), [], 0
+    for batch, base in zip(chunk.batches, bases, strict=True):
+        data = encode_all(batch.events, registry)
+        chunk.size_bytes += sum(map(len, data))
+        for row in _batch_rows(batch, base, data, place, at):
+            rows.append(row)
+            size += len(row)
+            if size >= PIECE_BYTES:
+                yield b"".join(rows)
+                rows, size = [], 0
+    yield b"".join(rows)
+
+
+def _batch_rows(batch: _Batch, base: int, data: list[bytes], place: Iterator[int], at: bytes) -> Iterator[bytes]:
+    stream, types = field(batch.stream.encode()), {e.type: field(e.type.encode()) for e in batch.events}
+    for version, (event, encoded) in enumerate(zip(batch.events, data, strict=True), base + 1):
+        meta = encode_meta(event.meta).encode()
+        yield event_row(next(place), stream, version, types[event.type], event.id, encoded, meta, at)
 
 
 def _explain(cursor: psycopg.Cursor[Any], chunk: _Chunk, error: psycopg.errors.UniqueViolation) -> None:
@@ -162,14 +198,13 @@ def _explain(cursor: psycopg.Cursor[Any], chunk: _Chunk, error: psycopg.errors.U
         raise DuplicateEvent(_stream_of(cursor, chunk, error)) from error
     now = _versions(cursor, chunk.assumed)
     for batch in chunk.batches:
-        stream, expected = batch["stream"], batch["expected"]
-        if now[stream] != chunk.assumed[stream]:
-            raise VersionConflict(stream, spoken(expected), now[stream]) from error
+        if now[batch.stream] != chunk.assumed[batch.stream]:
+            raise VersionConflict(batch.stream, spoken(batch.expected), now[batch.stream]) from error
 
 
 def _stream_of(cursor: psycopg.Cursor[Any], chunk: _Chunk, error: psycopg.errors.UniqueViolation) -> str:
     """The stream whose batch holds the id that stands already: in the log, or earlier in this same load."""
-    streams = {id_: batch["stream"] for batch in chunk.batches for id_ in batch["ids"]}
+    streams = {id_: batch.stream for batch in chunk.batches for id_ in batch.ids}
     named = re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", error.diag.message_detail or "")
     if named:
         return str(streams.get(uuid.UUID(named[0]), "?"))

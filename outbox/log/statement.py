@@ -91,18 +91,20 @@ def append_statement(stream: str, expected: Expected, events: Sequence[NewEvent]
 
 def check_batch(stream: str, expected: Expected, events: Sequence[NewEvent], registry: Registry) -> dict[str, Any]:
     """Encode and check one batch: its stream and expected number, and lists of ids, types, data and meta."""
+    return check_frame(stream, expected, events) | {
+        "types": [e.type for e in events],
+        "data": encode_all(events, registry),
+        "meta": [encode_meta(e.meta) for e in events],
+    }
+
+
+def check_frame(stream: str, expected: Expected, events: Sequence[NewEvent]) -> dict[str, Any]:
+    """Check all of a batch but what its events say: its stream and expected number, and the list of ids."""
     if not events:
         raise InvalidEvent("an append needs at least one event")
     if len(events) > BATCH_MAX:
         raise InvalidEvent(f"{len(events)} events in one append, at most {BATCH_MAX}: use the bulk load")
-    return {
-        "stream": check_stream(stream),
-        "expected": expected_number(expected),
-        "ids": check_ids(events),
-        "types": [e.type for e in events],
-        "data": _bounded([registry.encode(e.type, e.data) for e in events]),
-        "meta": [encode_meta(e.meta) for e in events],
-    }
+    return {"stream": check_stream(stream), "expected": expected_number(expected), "ids": check_ids(events)}
 
 
 def check_ids(events: Sequence[NewEvent]) -> list[uuid.UUID]:
@@ -116,7 +118,9 @@ def check_ids(events: Sequence[NewEvent]) -> list[uuid.UUID]:
     return ids
 
 
-def _bounded(data: list[bytes]) -> list[bytes]:
+def encode_all(events: Sequence[NewEvent], registry: Registry) -> list[bytes]:
+    """The events' data, encoded and checked. Raises :class:`~outbox.errors.InvalidEvent`."""
+    data = [registry.encode(e.type, e.data) for e in events]
     total = sum(map(len, data))
     if total > BATCH_BYTES_MAX:
         raise InvalidEvent(f"{total} bytes in one append, at most {BATCH_BYTES_MAX}: append in several batches")

@@ -123,6 +123,22 @@ def test_a_bad_event_late_in_the_load_leaves_nothing(connection, look):
     assert count(look) == (0, 0)
 
 
+def test_the_batches_may_come_from_the_very_connection_that_loads_them(connection, look):
+    rows = connection.cursor("source").execute("SELECT generate_series(1, 2500)")
+    assert bulk_append(connection, ((f"order-{n}", 0, [event()]) for (n,) in rows)).events == 2_500
+    connection.commit()
+    assert count(look) == (2_500, 2_500)
+
+
+def test_an_event_that_is_refused_while_its_chunk_is_sent_leaves_the_transaction_usable(connection, look):
+    for bad in (event("\x00"), event(meta={"n": float("nan")})):
+        with pytest.raises(InvalidEvent):
+            bulk_append(connection, [("order-1", 0, [event() for _ in range(500)]), ("order-2", 0, [event(), bad])])
+    assert bulk_append(connection, [("order-1", 0, [event()])]).events == 1
+    connection.commit()
+    assert count(look) == (1, 1)
+
+
 def test_a_load_waits_for_an_appender_and_then_conflicts_with_it(database, connection, look):
     """And the other way round: a stream's end is held by whoever wrote it first."""
     append(connection, "order-1", event())
