@@ -1,16 +1,17 @@
 """PostgreSQL for the embedded mode: the wheel's own server on a Unix socket, its data in one folder.
 
 Several processes may use one folder at once; the last one to leave stops the server. After a kill -9 of all
-of them the server stays, and the next process finds it.
+of them the server stays; the next process finds it, and stops it when it leaves.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from outbox.errors import DatabaseError, SettingsError
 
@@ -43,7 +44,11 @@ def embedded_postgres(folder: Path) -> Iterator[str]:
     except Exception as error:  # the wheel raises whatever initdb and pg_ctl gave it
         raise DatabaseError(f"the embedded PostgreSQL in {folder} does not start: {error}; see {folder}/log") from error
     with server:
-        yield str(server.get_uri())
+        try:
+            yield str(server.get_uri())
+        finally:
+            with server._lock:  # noqa: SLF001
+                _forget_dead(server)
 
 
 def _configure(kind: type, folder: Path) -> None:
@@ -55,7 +60,24 @@ def _configure(kind: type, folder: Path) -> None:
     server = kind(folder)
     with server._lock:  # noqa: SLF001  # the wheel has no public way between initdb and start
         server.ensure_pgdata_inited()
+        _forget_dead(server)
         file = folder / "postgresql.conf"
         if MARK not in file.read_text("utf-8"):
             with file.open("a", encoding="utf-8") as opened:
                 opened.write(SETTINGS)
+
+
+def _forget_dead(server: Any) -> None:
+    """Under its lock: take the processes that were killed off the list by which the wheel tells who leaves last."""
+    users = server.global_process_id_list
+    users.put([pid for pid in users.get_and_remove(0) if _runs(pid)])
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True

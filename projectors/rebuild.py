@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self
 
 import structlog
@@ -318,8 +318,11 @@ class _CatchingUp:
     """Steps 3 and 4: follows the broker on a thread of its own until the block ends."""
 
     def __init__(self, plan: Plan, stations: Stations, generation: str, stop: threading.Event) -> None:
+        # In larger batches than readers of a serving store would wait for: of a stream that is written to again and
+        # again only the last state is sent, so that a store slower than the writers is still caught up.
+        usual = stations.resilience
+        self._stations = replace(stations, resilience=replace(usual, batch=max(usual.batch, LOAD_BATCH)))
         self._plan = plan
-        self._stations = stations
         self._generation = generation
         self._stop = stop
         self._ended = threading.Event()

@@ -62,9 +62,13 @@ class Witness:
         if self._path is None or self._mark is None or not self._dirty:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        part = self._path.with_suffix(".part")
-        part.write_bytes(orjson.dumps(self._mark))
-        part.replace(self._path)
+        # A name of its own: a projector that was stopped, replaced and continued may write beside its replacement.
+        part = self._path.with_suffix(f".{uuid.uuid4().hex}.part")
+        try:
+            part.write_bytes(orjson.dumps(self._mark))
+            part.replace(self._path)
+        finally:
+            part.unlink(missing_ok=True)
         self._written_at, self._dirty = time.monotonic(), False
 
     def check(self, connection: Connection, identity: Identity) -> bool:
@@ -84,7 +88,7 @@ class Witness:
 
 def forget_marks(folder: Path) -> None:
     """Remove the files of a folder: the stores were brought back to the log."""
-    for path in folder.glob("*.json"):
+    for path in [*folder.glob("*.json"), *folder.glob("*.part")]:
         path.unlink(missing_ok=True)
 
 

@@ -29,6 +29,7 @@ app = typer.Typer(
     help="An event-sourced outbox: one PostgreSQL transaction, every other store kept equal to its log.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its help pages would take longer to import than to read
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

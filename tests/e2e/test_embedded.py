@@ -131,6 +131,7 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path: Path) -> None:
         reports = answer("verify", settings={}, cwd=tmp_path)
     assert {r["store"]: {k: r[k] for k in CLEAN} for r in reports} == dict.fromkeys(EMBEDDED, CLEAN)
     assert {r["records"] for r in reports} == {299 * 2 + 3}
+    assert not (tmp_path / ".outbox" / "postgres" / "postmaster.pid").exists(), "the last to leave stops PostgreSQL"
 
 
 def test_ctrl_c_in_an_ingest_is_clean_and_the_next_one_goes_on(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from tests.faults.checks import Published
 from tests.faults.until import TooLong
 
 READ_WITHIN_S = 20.0
+READ_ALL_WITHIN_S = 60.0
 COPIES = 40
 
 _LOCAL = """

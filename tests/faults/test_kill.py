@@ -154,6 +154,7 @@ def test_the_embedded_process_killed(tmp_path: Path, monkeypatch: pytest.MonkeyP
             with Running(side):
                 wait_until_applied(side, workload)
             assert_everything_is_there(side, workload)
+    assert not (tmp_path / "data" / "postgres" / "postmaster.pid").exists(), "PostgreSQL does not outlive its users"
 
 
 def migrated(dsn: str) -> bool:

@@ -17,6 +17,7 @@ from outbox.errors import ProjectionError, VerificationFailed
 from outbox.log.append import append
 from projectors import ledger, operations, rebuild, verify
 from projectors.rebuild import Building
+from projectors.runner import Session
 from tests.integration.reading import (
     Stage,
     assert_equal_to_model,
@@ -118,6 +119,31 @@ def test_readers_of_the_serving_generation_never_find_it_empty(stage: Stage) -> 
         assert stage.verify().clean
     assert len(answers) > 20
     assert set(answers) == {120}
+
+
+def test_a_build_catches_up_in_larger_batches_than_it_will_serve_with(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or writers that are faster than the store keep it from ever serving."""
+    load, step, taken = rebuild._Load.run, Session.step, list[int]()
+
+    def meanwhile(loading: rebuild._Load, stop: threading.Event) -> tuple[int, int]:
+        loaded = load(loading, stop)
+        stage.append("thing-busy", *(put(a=n) for n in range(400)))
+        stage.wait_all()
+        return loaded
+
+    def counted(session: Session) -> int:
+        taken.append(step(session))
+        return taken[-1]
+
+    with stage.running():
+        stage.wait_all()
+        monkeypatch.setattr(rebuild._Load, "run", meanwhile)
+        monkeypatch.setattr(Session, "step", counted)
+        assert rebuilt(stage) == "g2"
+    assert max(taken) > stage.side.stations("rows").resilience.batch
+    assert_equal_to_model(stage)
 
 
 @every_broker

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from pathlib import Path
 
@@ -48,6 +49,27 @@ def test_a_mark_outlives_the_process(tmp_path: Path) -> None:
     assert Witness(path).mark == mark(4)
     forget_marks(path.parent)
     assert Witness(path).mark is None
+
+
+def test_a_projector_and_its_replacement_may_write_their_marks_at_the_same_moment(tmp_path: Path) -> None:
+    path, failed = tmp_path / "rows.json", list[BaseException]()
+
+    def write() -> None:
+        try:
+            for n in range(300):
+                witness = Witness(path)
+                witness.note("db", LOG, [delivery(n)])
+                witness.keep()
+        except OSError as error:
+            failed.append(error)
+
+    writers = [threading.Thread(target=write) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert not failed
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.json"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"database": 1, "log_id": "x"}'])
