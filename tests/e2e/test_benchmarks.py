@@ -1,0 +1,64 @@
+"""The benchmarks run, and write what they say they write. No time is asserted: machines differ."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as benchmarks
+from benchmarks import results
+from benchmarks.measuring import interleaved
+from benchmarks.results import Result, at_least, at_most, beside
+from deploy.local.servers import variable
+
+CHEAP = ("append", "bulk", "transaction")
+"""Those that need PostgreSQL alone, and a few seconds."""
+
+
+@pytest.mark.timeout(180)
+def test_the_quick_benchmarks_run_and_write_well_formed_results(address, tmp_path: Path) -> None:
+    environment = os.environ | {variable("postgres"): address("postgres")}
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--results", str(tmp_path), *CHEAP]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md", *(f"{name}.json" for name in CHEAP)}
+    for name in CHEAP:
+        for found in results.read(tmp_path / f"{name}.json"):
+            assert found["ours"] > 0
+            assert (found["reference"] is None) == (found["reference_name"] is None)
+            assert set(found["samples"]) == {"ours", found["reference_name"] or "ours"}
+            assert found["machine"]["postgresql"]
+            assert f"| {found['question']} |" in (tmp_path / "README.md").read_text("utf-8")
+    (trips, *_) = results.read(tmp_path / "transaction.json")
+    assert (trips["ours"], trips["met"]) == (1, True)
+
+
+def test_every_benchmark_is_one_that_make_bench_runs() -> None:
+    folder = Path(benchmarks.__file__).parent
+    runnable = {path.stem for path in folder.glob("*.py") if '\n    run("' in path.read_text("utf-8")}
+    assert runnable == set(benchmarks.NAMES)
+
+
+def test_contenders_take_turns_in_another_order_each_round_and_the_warm_up_is_not_kept() -> None:
+    order: list[str] = []
+
+    def turn(name: str, figure: float) -> float:
+        order.append(name)
+        return figure
+
+    figures = interleaved({"a": lambda: turn("a", 1.0), "b": lambda: turn("b", 2.0)}, rounds=2)
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert figures == {"a": [1.0, 1.0], "b": [2.0, 2.0]}
+
+
+def test_the_ratio_is_the_median_of_the_rounds_ratios_and_is_what_the_target_bounds() -> None:
+    samples = {"append": [8.0, 5.0, 90.0], "raw": [10.0, 10.0, 100.0]}
+    found = beside("rate", samples, ("append", "raw"), "events/s", at_least(0.8))
+    assert (found.ratio, found.ours, found.reference, found.met) == (0.8, 8.0, 10.0, True)
+    assert beside("rate", samples, ("append", "raw"), "events/s", at_least(0.81)).met is False
+    assert Result("latency", "ms", {"ours": [2.0, 4.0]}, at_most(2.9)).met is False
+    assert Result("latency", "ms", {"ours": [2.0, 4.0]}).met is None
