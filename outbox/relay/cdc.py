@@ -221,12 +221,26 @@ class CdcEngine:
     # ---------------------------------------------------------- the stream
 
     def _read_stream(self, cursor: Cursor, limit: int) -> Page:
-        batch = self._held or self._gather(cursor, limit)
+        try:
+            batch = self._held or self._gather(cursor, limit)
+        except psycopg.errors.InternalError_ as error:
+            raise self._undecodable(error) from error
         self._held = None
         if batch.rows and not self._visible(batch.xids):
             self._held = batch
             return Page([], cursor)
         return self._page(cursor, batch)
+
+    def _undecodable(self, error: psycopg.Error) -> DatabaseError:
+        """The server fails at a place of its log as often as it is asked: without the slot, the next term makes
+        another and bridges to it. Seen of PostgreSQL 18.4, of a slot made while a table was: "could not map filenumber
+        ... to relation OID"."""
+        slot = self._slot or ""
+        self._replication.close()
+        slots.drop(self._connection, slot)
+        return DatabaseError(
+            f"PostgreSQL cannot decode its log for slot {slot!r}, which is made anew: {first_line(error)}"
+        )
 
     def _gather(self, cursor: Cursor, limit: int) -> _Batch:
         """Whole transactions, until there are ``limit`` rows or nothing more has come."""

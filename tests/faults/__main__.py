@@ -34,7 +34,7 @@ def main() -> int:
     if asked.list:
         console.print("\n".join([*FAULTS, "", "not yet:", *NOT_YET, "", "mutants:", *MUTANTS]))
         return 0
-    plans = [plan for name, plan in FAULTS.items() if not asked.fault or any(part in name for part in asked.fault)]
+    plans = [plan for name, plan in FAULTS.items() if not asked.fault or _asked_for(name, asked.fault)]
     names = [name for name in MUTANTS if not asked.mutant or any(part in name for part in asked.mutant)]
     budget = _budget(asked)
     if _whole(asked) and not asked.resume:
@@ -50,6 +50,11 @@ def main() -> int:
             if _kept(asked):
                 _save(mutants)
     return int(any(o.violations or o.error for o in outcomes) or not all(m.caught for m in mutants))
+
+
+def _asked_for(name: str, wanted: Sequence[str]) -> bool:
+    """By its whole name, or by a part of it that is no other's whole name: a replay runs one fault only."""
+    return name in wanted or any(part in name for part in wanted if part not in FAULTS)
 
 
 def _whole(asked: argparse.Namespace) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -33,6 +34,7 @@ def _prepare(settings: Mapping[str, str], log: str) -> None:
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    faulthandler.register(signal.SIGUSR1)  # asked where it stands, when a run waits for it in vain
     os.chdir(Path(log).parent)
     for name in [n for n in os.environ if n.startswith("OUTBOX_")]:
         del os.environ[name]

@@ -45,6 +45,11 @@ class Child:
         found: int | None = self._process.exitcode
         return found
 
+    def tell_where(self) -> None:
+        """Have it write the stacks of its threads into its log. One that is stopped does so once it goes on."""
+        if self.alive:
+            os.kill(self._pid, signal.SIGUSR1)
+
     def kill(self) -> None:
         """SIGKILL; returns once it is gone."""
         self._process.kill()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tests.faults.run import Outcome
 
-OUTCOMES = Path(__file__).with_name(".outcomes.jsonl")
-"""Every run of a matrix as it ended, so that one that is broken off can be resumed."""
+OUTCOMES = Path(__file__).with_name("outcomes.jsonl")
+"""Every run of the matrix as it ended: the table's record, and how one that is broken off is resumed."""
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).with_name("results.json")
 GUARANTEES = ROOT / "docs" / "guarantees.md"

@@ -18,7 +18,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -219,6 +219,16 @@ class Run:
     def log(self, name: str) -> str:
         path = self.folder / f"{name}.log"
         return path.read_text("utf-8", "replace")[-1_500:] if path.exists() else ""
+
+    def note_standstill(self) -> None:
+        """Write down, beside the logs, what PostgreSQL's sessions wait for; into the logs, where each process is."""
+        for child in self.children.values():
+            child.tell_where()
+        query = """SELECT pid, state, wait_event_type, wait_event, pg_blocking_pids(pid), age(clock_timestamp(), xact_start),
+                   query FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+        with suppress(psycopg.Error), self.connection() as connection:
+            rows = connection.execute(query).fetchall()
+            (self.folder / "sessions").write_text("\n".join(" | ".join(map(str, row)) for row in rows), "utf-8")
 
     def over(self) -> None:
         """The last hurt is over now: recovery is counted from here."""
@@ -519,6 +529,7 @@ def perform(plan: Plan, servers: Servers, seed: int, mutant: str | None = None) 
             found += run.found
         except TooLong as late:
             found += [*run.found, Violation("I6", f"{late}")]
+            run.note_standstill()
         except Exception as failure:  # of the harness: told apart from a violation, and never passed over
             error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:600]}"
         finally:

@@ -247,6 +247,44 @@ def test_a_relay_whose_slot_is_dropped_under_it_makes_another_and_goes_on(dsn, p
     assert recorder.versions("order-1") == [1, 2, 3]
 
 
+def test_a_slot_that_the_server_cannot_decode_is_dropped_and_made_anew(dsn, producer, recorder, monkeypatch):
+    """PostgreSQL's own fault, which cannot be caused at will: every stream from this one slot ends with it."""
+    start, receive, broken = Replication.start, Replication.receive, []
+
+    def started(replication, slot, *given):
+        start(replication, slot, *given)
+        broken[:1] = broken[:1] or [slot]
+        replication.slot_of_test = slot
+
+    def received(replication):
+        if replication.slot_of_test in broken:
+            raise psycopg.errors.InternalError_('could not map filenumber "base/1/2" to relation OID')
+        return receive(replication)
+
+    monkeypatch.setattr(Replication, "start", started)
+    monkeypatch.setattr(Replication, "receive", received)
+    stop, failed = threading.Event(), []
+
+    def run():
+        try:
+            Relay(dsn, lambda: recorder, replace(CDC, lease_s=0.6, retry_s=0.01)).run(stop)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        append(producer, "order-1", [event() for _ in range(3)])
+        until(lambda: broken and slots(producer) and not set(slots(producer)) & set(broken))
+        append(producer, "order-1", [event() for _ in range(3)])
+        until(lambda: len(recorder.messages) >= 6)
+    finally:
+        stop.set()
+        thread.join(20)
+    assert failed == []
+    assert recorder.versions("order-1") == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_slot_is_not_waited_for_when_the_relay_stops(dsn, producer):
     """A transaction that stays open holds up the making of a slot, not the end of the process."""
     with psycopg.connect(dsn) as slow, connected(dsn) as connection:
