@@ -85,13 +85,21 @@ def _raw(topic: Topic) -> list[list[confluent_kafka.Message]]:
 
 
 def _partition(consumer: confluent_kafka.Consumer, topic: str, number: int) -> Iterator[confluent_kafka.Message]:
-    """Up to the partition's end, which for a reader of committed messages is where an open transaction begins."""
-    consumer.assign([confluent_kafka.TopicPartition(topic, number, confluent_kafka.OFFSET_BEGINNING)])
+    """Up to where the partition ends now, which for a reader of committed messages is where an open transaction
+    begins; what writers that go on put behind it is not waited for."""
+    place = confluent_kafka.TopicPartition(topic, number, confluent_kafka.OFFSET_BEGINNING)
+    consumer.assign([place])
+    _, end = consumer.get_watermark_offsets(place, timeout=READ_WITHIN_S)
+    deadline = time.monotonic() + READ_ALL_WITHIN_S
     while True:
         message = consumer.poll(READ_WITHIN_S)
         if message is None:
             raise TooLong(f"{topic}/{number} cannot be read: no answer in {READ_WITHIN_S:.0f} s")
+        if time.monotonic() > deadline:
+            raise TooLong(f"{topic}/{number} cannot be read to its end, {end}, in {READ_ALL_WITHIN_S:.0f} s")
         if message.error() is None:
+            if message.offset() >= end:
+                return
             yield message
         elif message.error().code() == confluent_kafka.KafkaError._PARTITION_EOF:
             return

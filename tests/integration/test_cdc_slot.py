@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import psycopg
@@ -223,7 +224,9 @@ def test_a_slot_that_keeps_too_much_of_the_log_is_warned_of_once_and_measured(
     assert slotting.SLOT_WAL_BYTES._value.get() > 1 << 20
 
 
-def test_a_relay_whose_slot_is_dropped_under_it_makes_another_and_goes_on(dsn, producer, recorder):
+@contextmanager
+def relaying(dsn, recorder):
+    """A relay that tries again at once; it must not have ended by itself."""
     stop, failed = threading.Event(), []
 
     def run():
@@ -235,15 +238,20 @@ def test_a_relay_whose_slot_is_dropped_under_it_makes_another_and_goes_on(dsn, p
     thread = threading.Thread(target=run)
     thread.start()
     try:
+        yield
+    finally:
+        stop.set()
+        thread.join(20)
+    assert failed == []
+
+
+def test_a_relay_whose_slot_is_dropped_under_it_makes_another_and_goes_on(dsn, producer, recorder):
+    with relaying(dsn, recorder):
         for round_ in range(3):
             until(lambda: producer.execute("SELECT 1 FROM pg_replication_slots WHERE active").fetchone())
             append(producer, "order-1", event())
             until(lambda round_=round_: len(recorder.messages) > round_)
             until(lambda: drop_slots(producer) == 1)
-    finally:
-        stop.set()
-        thread.join(20)
-    assert failed == []
     assert recorder.versions("order-1") == [1, 2, 3]
 
 
@@ -263,25 +271,11 @@ def test_a_slot_that_the_server_cannot_decode_is_dropped_and_made_anew(dsn, prod
 
     monkeypatch.setattr(Replication, "start", started)
     monkeypatch.setattr(Replication, "receive", received)
-    stop, failed = threading.Event(), []
-
-    def run():
-        try:
-            Relay(dsn, lambda: recorder, replace(CDC, lease_s=0.6, retry_s=0.01)).run(stop)
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
+    with relaying(dsn, recorder):
         append(producer, "order-1", [event() for _ in range(3)])
         until(lambda: broken and slots(producer) and not set(slots(producer)) & set(broken))
         append(producer, "order-1", [event() for _ in range(3)])
         until(lambda: len(recorder.messages) >= 6)
-    finally:
-        stop.set()
-        thread.join(20)
-    assert failed == []
     assert recorder.versions("order-1") == [1, 2, 3, 4, 5, 6]
 
 

@@ -22,7 +22,7 @@ def _slot_dropped(run: Run) -> None:
 
 def _dropped(run: Run) -> bool:
     """Drop the slot that is streamed from; whether there was one."""
-    slot = run.value("SELECT slot_name FROM pg_replication_slots WHERE database = current_database() AND active")
+    slot = _streaming(run)
     if slot is None:
         return False
     with run.connection() as connection:
@@ -55,6 +55,7 @@ def _slot_lost(run: Run) -> None:
 
 
 def _streaming(run: Run) -> str | None:
+    """The slot that is streamed from now."""
     query = "SELECT slot_name FROM pg_replication_slots WHERE database = current_database() AND active"
     slot: str | None = run.value(query)
     return slot
