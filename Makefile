@@ -18,7 +18,7 @@ test: $(VENV)/.dev  ## everything, on real servers started for the run
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m pytest --cov --cov-report=term --reruns 2 --reruns-delay 1 tests
+	@$(BIN)/python -m pytest --cov --cov-report=term --reruns 2 --reruns-delay 1 -n 2 --dist loadfile tests
 
 lint: $(VENV)/.dev  ## style, format, import direction
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports

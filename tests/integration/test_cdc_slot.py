@@ -224,6 +224,12 @@ def test_a_slot_that_keeps_too_much_of_the_log_is_warned_of_once_and_measured(
     assert slotting.SLOT_WAL_BYTES._value.get() > 1 << 20
 
 
+STREAMED = """
+SELECT 1 FROM pg_replication_slots JOIN pg_stat_replication ON pid = active_pid
+WHERE database = current_database() AND state = 'streaming'
+"""
+
+
 @contextmanager
 def relaying(dsn, recorder):
     """A relay that tries again at once; it must not have ended by itself."""
@@ -242,13 +248,13 @@ def relaying(dsn, recorder):
     finally:
         stop.set()
         thread.join(20)
-    assert failed == []
+        assert failed == []
 
 
 def test_a_relay_whose_slot_is_dropped_under_it_makes_another_and_goes_on(dsn, producer, recorder):
     with relaying(dsn, recorder):
         for round_ in range(3):
-            until(lambda: producer.execute("SELECT 1 FROM pg_replication_slots WHERE active").fetchone())
+            until(lambda: producer.execute(STREAMED).fetchone())
             append(producer, "order-1", event())
             until(lambda round_=round_: len(recorder.messages) > round_)
             until(lambda: drop_slots(producer) == 1)
