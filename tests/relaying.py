@@ -151,7 +151,9 @@ def drop_slots(connection: Any) -> int:
     A slot that is only being made is left alone: asked for often enough, none would ever be finished.
     """
     dropped = 0
-    made = "SELECT slot_name FROM pg_replication_slots WHERE database = current_database() AND confirmed_flush_lsn > '0/0'"
+    made = (
+        "SELECT slot_name FROM pg_replication_slots WHERE database = current_database() AND confirmed_flush_lsn > '0/0'"
+    )
     for (name,) in connection.execute(made).fetchall():
         connection.execute(
             "SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots WHERE slot_name = %s", [name]
