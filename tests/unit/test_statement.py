@@ -79,7 +79,7 @@ def test_the_field_that_is_wrong_is_named():
         assert name in str(caught.value)
 
 
-@pytest.mark.parametrize("id_", ["x", 1, None, str(uuid.uuid4()), b"0" * 16])
+@pytest.mark.parametrize("id_", ["x", 1, None, str(uuid.UUID(int=1)), b"0" * 16])
 def test_an_id_is_a_uuid(id_):
     with pytest.raises(InvalidEvent, match=r"not a uuid\.UUID"):
         build(event(id=id_))
