@@ -18,7 +18,7 @@ from tests.faults.faults import FAULTS, NOT_YET
 from tests.faults.matrix import Budget, run_all, try_mutants
 from tests.faults.mutants import MUTANTS
 from tests.faults.results import OUTCOMES, MutantResult, Ran, note, noted, save, summed
-from tests.faults.run import Outcome, Plan
+from tests.faults.plan import Outcome, Plan
 from tests.faults.servers import Servers, running
 
 RUNS = 40

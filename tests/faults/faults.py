@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.faults.run import Fault, Plan
+from tests.faults.plan import Fault, Plan
 
 FAULTS: dict[str, Plan] = {}
 
@@ -18,7 +18,7 @@ NOT_YET = (
 
 
 def fault(name: str, **needs: Any) -> Callable[[Fault], Fault]:
-    """Register a fault. ``needs`` are the fields of :class:`~tests.faults.run.Plan`."""
+    """Register a fault. ``needs`` are the fields of :class:`~tests.faults.plan.Plan`."""
 
     def register(inject: Fault) -> Fault:
         FAULTS[name] = Plan(name, inject, **needs)

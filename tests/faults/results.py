@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.faults.run import Outcome
+from tests.faults.plan import Outcome
 
 OUTCOMES = Path(__file__).with_name("outcomes.jsonl")
 """Every run of the matrix as it ended: the table's record, and how one that is broken off is resumed."""

@@ -10,7 +10,7 @@ import tests.faults.cases  # noqa: F401 - registers the faults
 from tests.faults.faults import FAULTS
 from tests.faults.matrix import Budget, run_all, try_mutants
 from tests.faults.mutants import MUTANTS
-from tests.faults.run import Outcome
+from tests.faults.plan import Outcome
 from tests.faults.servers import Servers, running
 
 SEED = 1

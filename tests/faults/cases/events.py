@@ -9,6 +9,7 @@ from tests.faults import broker
 from tests.faults.clock import AFTER_S, JUMP_S
 from tests.faults.faults import fault
 from tests.faults.projection import MENDED
+from tests.faults.judging import require
 from tests.faults.run import Run
 
 HOUR_S = 3_600
@@ -30,7 +31,7 @@ def _poison(run: Run) -> None:
         run.append(f"thing-{run.source.randrange(12)}", "entity.patched", {"properties": {"!": 1, "p1": 7}})
     run.appended(40)
     run.stop_writers()
-    run.require()
+    require(run)
     run.children["project"].stop()
     run.again("project", **{MENDED: "1"})
     run.poisoned = False
@@ -50,7 +51,7 @@ def _unknown(run: Run) -> None:
         run.append(f"thing-{run.source.randrange(12)}", "thing.noted", {"what": "news"}, schemas=folder)
     run.appended(40)
     run.stop_writers()
-    run.require()
+    require(run)
     run.children["project"].stop()
     run.again("project", OUTBOX_SCHEMAS=json.dumps([str(folder)]))
     run.poisoned = False

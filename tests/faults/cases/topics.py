@@ -11,8 +11,9 @@ from confluent_kafka import OFFSET_END, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from tests.faults.faults import fault
-from tests.faults.run import KAFKA_PARTITIONS, Run
+from tests.faults.run import Run
 from tests.faults.until import until
+from tests.faults.wiring import KAFKA_PARTITIONS
 
 KAFKA = {"broker": "kafka", "topic_whole": False, "bound_s": 60, "cheap": False}
 WITHIN_S = 20.0
