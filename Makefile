@@ -33,18 +33,19 @@ faults: $(VENV)/.dev  ## the fault matrix, into docs/guarantees.md (RUNS=40 of e
 	@$(BIN)/python -m tests.faults $(if $(RUNS),--runs $(RUNS)) $(if $(MINUTES),--minutes $(MINUTES)) \
 		$(if $(LANES),--lanes $(LANES)) $(if $(RESUME),--resume)
 
-bench: $(VENV)/.dev  ## every figure beside its reference, into benchmarks/results (half an hour)
+bench: $(VENV)/.bench  ## every figure beside its reference, into benchmarks/results (half an hour)
 	@$(BIN)/python -m benchmarks $(NAMES)
 
-bench-quick: $(VENV)/.dev  ## the same with tiny sizes: proves that they run
+bench-quick: $(VENV)/.bench  ## the same with tiny sizes: proves that they run
 	@$(BIN)/python -m benchmarks --quick $(NAMES)
 
 lock: $(VENV)/.uv  ## resolve the dependencies anew
 	@$(LOCK) --extra embedded -o requirements.lock
 	@$(LOCK) --extra embedded --extra servers --extra confluent --extra django --extra asyncpg --group dev \
 		-o requirements-dev.lock
-LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links \
-	--no-header --no-annotate pyproject.toml
+	@$(BIN)/uv pip compile $(LOCKING) --group bench -c requirements-dev.lock -o requirements-bench.lock
+LOCKING = -q --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header --no-annotate
+LOCK = $(BIN)/uv pip compile $(LOCKING) pyproject.toml
 
 clean:  ## remove the environment and the demo's data
 	rm -rf $(VENV) $(DATA)
@@ -65,3 +66,7 @@ $(VENV)/.dev: requirements-dev.lock pyproject.toml | $(VENV)/.uv
 	@$(BIN)/uv pip install -q --python $(BIN)/python -r requirements-dev.lock
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.bench: requirements-bench.lock $(VENV)/.dev
+	@$(BIN)/uv pip install -q --python $(BIN)/python -r requirements-bench.lock
+	@touch $@

@@ -11,11 +11,9 @@ the version in the database; the references send bytes that were made beforehand
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import re
 import subprocess
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,10 +23,12 @@ from typing import Any, Final
 import psycopg
 from psycopg import conninfo
 
+from benchmarks import writers
 from benchmarks.databases import fresh_database, pgbench
 from benchmarks.measuring import interleaved
 from benchmarks.results import Result, Target, at_least, beside
 from benchmarks.running import options, run
+from benchmarks.writers import on_a_connection
 from deploy.local.resolve import Resolved
 from outbox.codec import default_registry
 from outbox.event import NewEvent, uuid7
@@ -68,21 +68,10 @@ class Case:
     name: str
     writers: int
     durable: bool
-    contenders: dict[str, str]
-    """Name to the turn's function, or ``pgbench``."""
+    contenders: dict[str, Turn | None]
+    """The turn's function by name; None is pgbench."""
     targets: dict[str, Target]
     """The bound of the ratio, by reference; the others are there to say what bounds it."""
-
-
-ONE: Final = {"append": "append_one", "pgbench": "pgbench", "psycopg": "raw_one"}
-MANY: Final = {"append": "append_batch", "psycopg": "raw_batch"}
-CASES: Final = [
-    Case("1 writer, 1 event", 1, True, ONE, {"pgbench": at_least(0.85)}),
-    Case("4 writers, 1 event", 4, True, ONE, {"pgbench": at_least(0.85)}),
-    Case("1 writer, 1 event, no fsync", 1, False, ONE, {}),
-    Case("1 writer, 100 events", 1, True, MANY, {"psycopg": at_least(0.9)}),
-    Case("4 writers, 100 events", 4, True, MANY, {"psycopg": at_least(0.9)}),
-]
 
 
 def stream() -> str:
@@ -123,32 +112,18 @@ def raw_batch(connection: psycopg.Connection[Any]) -> int:
     return BATCH
 
 
+ONE: Final[dict[str, Turn | None]] = {"append": append_one, "pgbench": None, "psycopg": raw_one}
+MANY: Final[dict[str, Turn | None]] = {"append": append_batch, "psycopg": raw_batch}
+CASES: Final = [
+    Case("1 writer, 1 event", 1, True, ONE, {"pgbench": at_least(0.85)}),
+    Case("4 writers, 1 event", 4, True, ONE, {"pgbench": at_least(0.85)}),
+    Case("1 writer, 1 event, no fsync", 1, False, ONE, {}),
+    Case("1 writer, 100 events", 1, True, MANY, {"psycopg": at_least(0.9)}),
+    Case("4 writers, 100 events", 4, True, MANY, {"psycopg": at_least(0.9)}),
+]
+
+
 # ---------------------------------------------------------------- running
-
-
-def write(dsn: str, turn: str, seconds: float, start: Any, answers: Any) -> None:
-    """One writer, in a process of its own: turns until time is up."""
-    with psycopg.connect(dsn) as connection:
-        for _ in range(3):
-            globals()[turn](connection)
-        start.wait()
-        began, events = time.perf_counter(), 0
-        while time.perf_counter() - began < seconds:
-            events += globals()[turn](connection)
-        answers.put(events / (time.perf_counter() - began))
-
-
-def python_rate(dsn: str, turn: str, writers: int, seconds: float) -> float:
-    """Events a second of all writers together."""
-    spawn = multiprocessing.get_context("spawn")
-    start, answers = spawn.Barrier(writers), spawn.Queue()
-    processes = [spawn.Process(target=write, args=(dsn, turn, seconds, start, answers)) for _ in range(writers)]
-    for process in processes:
-        process.start()
-    rates = [answers.get(timeout=seconds + 60) for _ in processes]
-    for process in processes:
-        process.join()
-    return float(sum(rates))
 
 
 def pgbench_rate(dsn: str, writers: int, seconds: float) -> float:
@@ -167,9 +142,9 @@ def pgbench_rate(dsn: str, writers: int, seconds: float) -> float:
 def rate(dsn: str, case: Case, contender: str, seconds: float) -> float:
     dsn = conninfo.make_conninfo(dsn, options=f"-c synchronous_commit={'on' if case.durable else 'off'}")
     turn = case.contenders[contender]
-    return (
-        pgbench_rate(dsn, case.writers, seconds) if turn == "pgbench" else python_rate(dsn, turn, case.writers, seconds)
-    )
+    if turn is None:
+        return pgbench_rate(dsn, case.writers, seconds)
+    return writers.rate(partial(on_a_connection, turn), dsn, case.writers, seconds)
 
 
 def measure(servers: Resolved, given: argparse.Namespace) -> Iterator[Result]:

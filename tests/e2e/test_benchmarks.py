@@ -16,7 +16,7 @@ from benchmarks.results import Result, at_least, at_most, beside
 from deploy.local.servers import variable
 
 CHEAP = ("append", "bulk", "transaction")
-"""Those that need PostgreSQL alone, and a few seconds."""
+"""Those that need PostgreSQL alone, a few seconds, and nothing of the dependency group ``bench``."""
 
 
 @pytest.mark.timeout(180)
