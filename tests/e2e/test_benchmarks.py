@@ -37,6 +37,23 @@ def test_the_quick_benchmarks_run_and_write_well_formed_results(address, tmp_pat
     assert (trips["ours"], trips["met"]) == (1, True)
 
 
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("name", "given", "questions"),
+    [("projector", ["postgres", "tantivy"], ["postgres, first load", "tantivy, full update"])],
+)
+def test_the_benchmarks_of_stores_run_on_those_that_need_no_server(
+    name: str, given: list[str], questions: list[str], address, tmp_path: Path
+) -> None:
+    environment = os.environ | {variable("postgres"): address("postgres")}
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--results", str(tmp_path), *given]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    found = {document["question"]: document for document in results.read(tmp_path / f"{name}.json")}
+    assert set(questions) <= set(found)
+    assert all(document["ours"] > 0 for document in found.values())
+
+
 def test_every_benchmark_is_one_that_make_bench_runs() -> None:
     folder = Path(benchmarks.__file__).parent
     runnable = {path.stem for path in folder.glob("*.py") if '\n    run("' in path.read_text("utf-8")}

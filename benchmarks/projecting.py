@@ -1,0 +1,141 @@
+"""A projector on a log of a benchmark's own, and the stores that the benchmarks take in turn."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks import natives
+from benchmarks.databases import fresh_database
+from benchmarks.entities import CATEGORY, PROJECTIONS, fill, records
+from benchmarks.natives import Native
+from deploy.local.resolve import Resolved
+from outbox.database import connected
+from outbox.logs import quiet_unless_configured
+from outbox.settings import load
+from projectors import ledger
+from projectors.pipeline import Plan
+from projectors.record import Record
+from projectors.runner import Session, Stations
+from projectors.wiring import ReadSide, open_read_side
+
+PROJECTOR: Final = "bench"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A store: the projection that it keeps, the server that it is (None: a folder), and its setting's name."""
+
+    store: str
+    projection: str
+    server: str | None
+    setting: str
+    share: float = 1.0
+    """Of the records asked for: a slower store is given fewer, so that all together end in time."""
+
+    @property
+    def services(self) -> set[str]:
+        return {"postgres", *([self.server] if self.server else [])}
+
+
+PLACES: Final[Sequence[Place]] = (
+    Place("chroma", "vectors", "chroma", "url", 0.2),
+    Place("neo4j", "graph", "neo4j", "url"),
+    Place("elasticsearch", "documents", "elasticsearch", "url"),
+    Place("ladybug", "graph", None, "path"),
+    Place("tantivy", "documents", None, "path"),
+    Place("postgres", "entity_rows", "postgres", "dsn"),
+)
+
+
+def chosen(names: Sequence[str]) -> list[Place]:
+    """The places of these stores; all without a name. Raises SystemExit for an unknown one."""
+    known = {place.store: place for place in PLACES}
+    if unknown := set(names) - known.keys():
+        raise SystemExit(f"{', '.join(sorted(unknown))}: no store to measure; known are {', '.join(known)}")
+    return [known[name] for name in names or known]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """A log, relayed through the local broker, and one projector on it whose generations come and go."""
+
+    side: ReadSide
+    place: Place
+    settings: Mapping[str, Any]
+    _made: list[str] = field(default_factory=list)
+
+    @property
+    def dsn(self) -> str:
+        return self.side.write.dsn
+
+    @property
+    def plan(self) -> Plan:
+        return self.side.plan(PROJECTOR)
+
+    @property
+    def stations(self) -> Stations:
+        return self.side.stations(PROJECTOR)
+
+    def publish(self, total: int, versions: Sequence[int] = (1,)) -> None:
+        """Append these versions of ``total`` entities and relay them all."""
+        fill(self.dsn, total, versions)
+        self.side.write.relay().run(threading.Event(), drain=True)
+
+    def records(self) -> list[Record]:
+        """What the store should hold now."""
+        return records(self.dsn, self.plan, self.side.write.registry)
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """A projector's session on a new generation, from the beginning of the topic; dropped at the end."""
+        generation = f"g{len(self._made) + 1}"
+        self._made.append(generation)
+        with connected(self.dsn) as connection:
+            ledger.begin_generation(connection, PROJECTOR, generation, [])
+            try:
+                with ExitStack() as stack:
+                    yield Session(self.plan, self.stations, generation, threading.Event(), stack)
+            finally:
+                with self.side.open_sink(PROJECTOR) as sink:
+                    sink.drop(generation)
+                ledger.forget_generation(connection, PROJECTOR, generation)
+
+    @contextmanager
+    def native(self) -> Iterator[Native]:
+        """A new collection of the same store."""
+        with natives.opened(self.place.store, self.settings, f"n{uuid.uuid4().hex[:12]}") as native:
+            yield native
+
+    def held(self) -> int:
+        """How many live records the newest generation has, read back."""
+        with self.side.open_sink(PROJECTOR) as sink:
+            return sum(1 for _ in sink.scan(self._made[-1]))
+
+
+@contextmanager
+def feed(servers: Resolved, place: Place, **projecting: Any) -> Iterator[Feed]:
+    """A feed on a new database. ``projecting``: more settings of the projector."""
+    quiet_unless_configured()
+    with tempfile.TemporaryDirectory() as folder, fresh_database(servers.address("postgres")) as dsn:
+        address = (
+            folder if place.server is None else dsn if place.store == "postgres" else servers.address(place.server)
+        )
+        settings = {place.setting: address}
+        projector = {"projection": place.projection, "store": place.store, "categories": [CATEGORY], **projecting}
+        given = load(
+            data_dir=Path(folder),
+            database={"dsn": dsn},
+            prefix=f"b{uuid.uuid4().hex[:8]}",
+            stores={place.store: settings},
+            projectors={PROJECTOR: projector},
+        )
+        projections = {name: projection((CATEGORY,)) for name, projection in PROJECTIONS.items()}
+        with open_read_side(given, projections) as side:
+            yield Feed(side, place, settings)
