@@ -9,14 +9,16 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from outbox.broker.protocol import Delivery, Message
-from outbox.codec import Registry
 from outbox.errors import InvalidEvent
 from outbox.event import Event, category_of
+
+if TYPE_CHECKING:
+    from outbox.codec import Registry
 
 OWN_HEADERS: Final = ("correlation_id", "causation_id", "traceparent")
 

@@ -18,8 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from outbox.broker.settings import MESSAGE_BYTES_MAX, Client, Compression, KafkaSettings
 from outbox.errors import SettingsError
-from outbox.relay.relay import RelaySettings
-from outbox.relay.settings import DeliveryName, EngineName
+from outbox.relay.settings import DeliveryName, EngineName, RelaySettings
 
 FILE: Final = "outbox.toml"
 ENVIRONMENT: Final = "OUTBOX_"

@@ -1,18 +1,22 @@
-"""The write side put together: settings in, parts out. The only place that knows both modes."""
+"""The write side put together: settings in, parts out. The only place that knows both modes.
+
+Imports stand inside the functions: a command that asks PostgreSQL one thing must not load relay and brokers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from outbox.broker.protocol import Broker
-from outbox.codec import Registry
-from outbox.database import Connection, connect
-from outbox.embedded import embedded_postgres
-from outbox.log.migrate import migrate
-from outbox.relay.relay import Relay
 from outbox.settings import Settings
+
+if TYPE_CHECKING:
+    from outbox.broker.protocol import Broker
+    from outbox.codec import Registry
+    from outbox.database import Connection
+    from outbox.relay.relay import Relay
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,8 @@ class WriteSide:
 
     def connection(self) -> Connection:
         """A new connection (autocommit)."""
+        from outbox.database import connect
+
         return connect(self.dsn)
 
     def broker(self) -> Broker:
@@ -38,17 +44,32 @@ class WriteSide:
         return open_kafka(self.settings.kafka_settings())
 
     def relay(self) -> Relay:
+        from outbox.relay.relay import Relay
+
         return Relay(self.dsn, self.broker, self.settings.relay_settings())
 
 
 @contextmanager
 def open_write_side(settings: Settings) -> Iterator[WriteSide]:
-    """In the embedded mode start PostgreSQL and migrate it; on servers, take them as they are."""
+    """The whole write side, its schemas read and checked first. Raises :class:`~outbox.errors.SchemaError`."""
+    from outbox.codec import Registry
+
     registry = Registry.load(*settings.schemas)
+    with open_database(settings) as dsn:
+        yield WriteSide(settings, dsn, registry)
+
+
+@contextmanager
+def open_database(settings: Settings) -> Iterator[str]:
+    """PostgreSQL's DSN: in the embedded mode it is started and migrated; on servers it is taken as it is."""
     if settings.mode == "servers" or settings.database.dsn:
-        yield WriteSide(settings, settings.dsn, registry)
+        yield settings.dsn
         return
+    from outbox.database import connect
+    from outbox.embedded import embedded_postgres
+    from outbox.log.migrate import migrate
+
     with embedded_postgres(settings.data_dir / "postgres") as dsn:
         with connect(dsn) as connection:
             migrate(connection)
-        yield WriteSide(settings, dsn, registry)
+        yield dsn

@@ -16,8 +16,6 @@ from contextlib import suppress
 from itertools import islice
 from typing import Final, NamedTuple
 
-import structlog
-
 from outbox.broker.local import LocalBroker
 from outbox.broker.protocol import Broker, Delivery, Range, TopicPartition
 from outbox.codec import Registry
@@ -36,10 +34,11 @@ from outbox.log.identity import (
     went_back,
 )
 from outbox.log.read import read_by_stream
+from outbox.logs import logger
 from projectors.pipeline import Plan
 from projectors.witness import Witness
 
-log = structlog.get_logger("outbox.projector")
+log = logger("outbox.projector")
 
 LOOK_EVERY_S: Final = 5.0
 """How often a quiet projector asks the broker what it holds: so long an emptied topic may go unnoticed."""

@@ -17,12 +17,11 @@ from contextlib import suppress
 from itertools import groupby
 from typing import Final
 
-import structlog
-
 from outbox.codec import Registry
 from outbox.database import Connection
 from outbox.errors import RecordsRefused, StoreUnavailable
 from outbox.log.read import read_below
+from outbox.logs import logger
 from projectors.decoding import Deferring
 from projectors.model import fold_each
 from projectors.pipeline import Plan, embedded
@@ -30,7 +29,7 @@ from projectors.record import Change
 from projectors.resilience import Wrapped
 from projectors.sinks.protocol import Sink
 
-log = structlog.get_logger("outbox.projector")
+log = logger("outbox.projector")
 
 LATE_S: Final = 5.0
 """Partitions are safe for longer than this: brokers give a silent member's away after 6 s at the earliest."""

@@ -5,21 +5,20 @@ The command line calls them here or, when ``outbox up`` holds the embedded store
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final, LiteralString
+from typing import Any, Final
 
-from outbox.database import Connection, connected
+from outbox.database import connected
 from outbox.errors import InvalidEvent, RecordsRefused, SettingsError, VerificationFailed
 from projectors import ledger
 from projectors.dead_letters import dead_letter, dead_letters, discard_dead_letter
 from projectors.forecast import forecast, forecast_repair
-from projectors.pulse import pulses
 from projectors.query.search import Search
 from projectors.rebuild import earlier_generation
 from projectors.rebuild import rebuild as build_anew
 from projectors.rebuild import rollback as go_back
+from projectors.status import status as status_of
 from projectors.verify import Report, Verifier
 from projectors.wiring import ReadSide
 
@@ -34,15 +33,6 @@ class _How:
     quick: bool = False
     repair: bool = False
     dry_run: bool = False
-
-
-NO_LEASE: Final = (None, 0, False)
-_LEASE: Final = "SELECT holder, epoch, expires_at > clock_timestamp() FROM outbox.lease WHERE name = %s"
-_WAITING: Final = """
-SELECT count(*) FROM outbox.outbox o
-WHERE NOT EXISTS (SELECT FROM outbox.relay_cursor c WHERE c.name = %s AND pg_visible_in_snapshot(o.xid, c.a))
-"""
-_HEALTH: Final = "SELECT projector, health, extract(epoch FROM clock_timestamp() - at) FROM outbox.projector"
 
 
 def search(
@@ -88,26 +78,8 @@ def search(
 
 
 def status(side: ReadSide) -> dict[str, Any]:
-    """Lag, health, parked streams and dead letters as PostgreSQL knows them, and whether each store answers now.
-
-    ``{"log": {"last_position"}, "relay": {"leader": NAME or null, "epoch", "waiting": rows not yet published,
-    "parked": [{"topic", "key"}]}, "projectors": [{"projector", "store", "generation": NAME or null, "lag": messages
-    or null before the first generation, "health": what the projector said last, "seen_s_ago": when, or null,
-    "answers": whether its store answers now or null if that cannot be asked, "said": what the store said,
-    "dead_letters"}]}``
-    """
-    with connected(side.write.dsn) as connection:
-        found = {
-            "log": {"last_position": _one(connection, "SELECT coalesce(max(position), 0) FROM outbox.event")[0]},
-            "relay": _relay(connection, side.settings.relay.name),
-        }
-        projectors = _projectors(connection, side)
-    stores = {plan.store: side.store_settings(plan.store) for plan in side.plans().values()}
-    asked = pulses(stores)
-    for projector in projectors:
-        pulse = asked[projector["store"]]
-        projector |= {"answers": pulse.answers, "said": pulse.said}
-    return {**found, "projectors": projectors}
+    """See :func:`projectors.status.status`."""
+    return status_of(side.layout)
 
 
 def verify(
@@ -181,44 +153,6 @@ OPERATIONS: Final[Mapping[str, Callable[..., Any]]] = {
     "dead_letter": dead_letter,
     "discard_dead_letter": discard_dead_letter,
 }
-
-
-def _one(connection: Connection, query: LiteralString, *parameters: object) -> tuple[Any, ...]:
-    """The first row; only the lease's query can have none."""
-    row = connection.execute(query, parameters).fetchone()
-    return row if row is not None else NO_LEASE
-
-
-def _relay(connection: Connection, name: str) -> dict[str, Any]:
-    holder, epoch, leads = _one(connection, _LEASE, name)
-    parked = connection.execute("SELECT DISTINCT topic, key FROM outbox.parked ORDER BY 1, 2")
-    return {
-        "leader": holder if leads else None,
-        "epoch": epoch,
-        "waiting": _one(connection, _WAITING, name)[0],
-        "parked": [{"topic": topic, "key": key} for topic, key in parked],
-    }
-
-
-def _projectors(connection: Connection, side: ReadSide) -> list[dict[str, Any]]:
-    health = {p: (said, round(float(age), 1)) for p, said, age in connection.execute(_HEALTH)}
-    letters = Counter((d.projector, d.generation) for d in ledger.dead_letters(connection))
-    found = []
-    for name, plan in side.plans().items():
-        generation = ledger.serving(connection, name)
-        said, age = health.get(name, ("never ran", None))
-        found.append(
-            {
-                "projector": name,
-                "store": plan.store,
-                "generation": generation,
-                "lag": ledger.lag(connection, name, generation, plan.topics) if generation else None,
-                "health": said,
-                "seen_s_ago": age,
-                "dead_letters": letters[name, generation or ""],
-            }
-        )
-    return found
 
 
 def _names(side: ReadSide, wanted: Sequence[str] | None) -> list[str]:

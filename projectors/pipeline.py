@@ -9,17 +9,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import structlog
-
 from outbox.errors import RecordsRefused
 from outbox.event import Event
+from outbox.logs import logger
 from outbox.metrics import EVENTS_APPLIED, STREAMS_PARKED
 from projectors.folding import Failure, Folded, Folding
 from projectors.projection import Projection
 from projectors.record import Change, Record, Vector
 from projectors.sinks.protocol import Sink
 
-log = structlog.get_logger("outbox.projector")
+log = logger("outbox.projector")
 
 Embed = Callable[[Sequence[str]], Any]
 """Texts to an array of float32 rows."""

@@ -11,15 +11,12 @@ That keeps ``outbox status`` quick: the clients of the stores take seconds to im
 from __future__ import annotations
 
 import socket
-import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, urlsplit
 
 from psycopg import conninfo
@@ -27,6 +24,9 @@ from psycopg import conninfo
 from outbox.database import connect, first_line
 from outbox.errors import DatabaseError
 from projectors.holding import holder_of
+
+if TYPE_CHECKING:
+    import ssl
 
 TIMEOUT_S: Final = 2.0
 """For all stores together: they are asked at the same time. Also libpq's least."""
@@ -93,6 +93,9 @@ def _address(url: SplitResult, timeout_s: float) -> Pulse:
 
 
 def _http(url: SplitResult, timeout_s: float) -> Pulse:
+    import urllib.error
+    import urllib.request
+
     ask = urllib.request.build_opener(
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=_unverified())
     )
@@ -121,6 +124,8 @@ def _bolt(url: SplitResult, timeout_s: float) -> Pulse:
 
 def _unverified() -> ssl.SSLContext:
     """Nothing secret is sent; whether the certificate is good is for the store's client to judge."""
+    import ssl
+
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

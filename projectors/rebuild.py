@@ -25,10 +25,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Final, Self
 
-import structlog
-
 from outbox.database import Connection, connected
 from outbox.errors import OutboxError, ProjectionError, RecordsRefused, VerificationFailed, WaitTimeout
+from outbox.logs import logger
 from projectors import ledger
 from projectors.folding import Failure
 from projectors.ledger import DeadLetter, Generation
@@ -40,7 +39,7 @@ from projectors.runner import Session, Stations
 from projectors.sinks.protocol import Sink
 from projectors.skipping import skipping
 
-log = structlog.get_logger("outbox.rebuild")
+log = logger("outbox.rebuild")
 
 LOAD_BATCH: Final = 1_000
 """Changes in one write of the load: two are under way at most, so memory stays flat."""

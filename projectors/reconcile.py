@@ -13,12 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-import structlog
-
 from outbox.broker.protocol import Broker
 from outbox.database import Connection, connected
 from outbox.errors import OutboxError, VerificationFailed
 from outbox.log.identity import Identity, cursor_ahead, halt, read_identity
+from outbox.logs import logger
 from projectors import ledger
 from projectors.ledger import Generation
 from projectors.pipeline import Plan
@@ -28,7 +27,7 @@ from projectors.verify import Verifier
 from projectors.wiring import ReadSide
 from projectors.witness import forget_marks
 
-log = structlog.get_logger("outbox.reconcile")
+log = logger("outbox.reconcile")
 
 Tell = Callable[[int, int, str], None]
 """Told the records done, 0 (how many there are is not known) and what is being done."""

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import numpy as np
 import orjson
 
 Scalar = str | int | float | bool
@@ -157,4 +156,8 @@ def _json(value: Any) -> bytes:
 
 
 def _float32(embedding: Sequence[float] | None) -> str | None:
-    return None if embedding is None else np.asarray(embedding, dtype="<f4").tobytes().hex()
+    if embedding is None:
+        return None
+    import numpy as np  # not above: who only reads settings meets this module, too
+
+    return np.asarray(embedding, dtype="<f4").tobytes().hex()

@@ -15,7 +15,6 @@ from itertools import islice
 from typing import Final
 
 import psycopg
-import structlog
 
 from outbox.broker.protocol import Broker, Consumer, Delivery, TopicPartition
 from outbox.codec import Registry
@@ -25,6 +24,7 @@ from outbox.errors import BrokerError, BrokerUnavailable, DatabaseError, Invalid
 from outbox.event import Event
 from outbox.log.identity import check_identity
 from outbox.log.read import read_below, read_stream
+from outbox.logs import logger
 from projectors import ledger
 from projectors.decoding import Deferring
 from projectors.folding import Failure, Folding
@@ -37,7 +37,7 @@ from projectors.sinks.protocol import Sink
 from projectors.skipping import skipping
 from projectors.witness import Witness
 
-log = structlog.get_logger("outbox.projector")
+log = logger("outbox.projector")
 
 OpenSink = Callable[[], AbstractContextManager[Sink]]
 OpenBroker = Callable[[], Broker]

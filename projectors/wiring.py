@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,13 +11,13 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Final, Self, get_args, get_type_hints
 
-from outbox.envelope import topic_of
 from outbox.errors import SettingsError
 from outbox.settings import Projecting, Settings
 from outbox.wiring import WriteSide, open_write_side
 from projectors.embedding import Embedder, embedder
-from projectors.entity import EntityDocuments, EntityGraph, EntityVectors
+from projectors.entity import EntityDocuments, EntityGraph
 from projectors.holding import held
+from projectors.layout import EMBEDDED, Layout
 from projectors.pipeline import Plan
 from projectors.projection import Projection
 from projectors.query.protocol import Reader
@@ -29,16 +28,8 @@ from projectors.runner import Runner, Stations
 from projectors.sinks.protocol import Sink
 from projectors.witness import Witness
 
-BUILT_IN: Final[Mapping[str, Callable[[tuple[str, ...]], Projection]]] = {
-    "vectors": EntityVectors,
-    "graph": EntityGraph,
-    "documents": EntityDocuments,
-    "rows": Rows,
-}
-EMBEDDED: Final = {"vectors": "chroma", "graph": "ladybug", "documents": "tantivy"}
 WITNESSES: Final = "witness"
 """The folder, in the data folder, of what each projector knows of the log by itself."""
-SERVERS: Final = {"vectors": "chroma", "graph": "neo4j", "documents": "elasticsearch"}
 
 
 @dataclass(frozen=True)
@@ -54,12 +45,14 @@ class ReadSide:
         return self.write.settings
 
     @cached_property
+    def layout(self) -> Layout:
+        """What the settings alone say of it."""
+        return Layout(self.settings, self.write.dsn, self.given)
+
+    @property
     def projecting(self) -> Mapping[str, Projecting]:
         """The projectors' settings; the mode's own three if none are set."""
-        if self.settings.projectors:
-            return self.settings.projectors
-        stores = EMBEDDED if self.settings.mode == "embedded" else SERVERS
-        return {name: Projecting(projection=name, store=store) for name, store in stores.items()}
+        return self.layout.projecting
 
     def plan(self, name: str) -> Plan:
         """What a projector does. Raises :class:`~outbox.errors.SettingsError` for an unknown name."""
@@ -72,7 +65,7 @@ class ReadSide:
 
     def embedder(self, name: str) -> Embedder:
         """The projector's embedder, made once."""
-        key = self._of(name).embedder
+        key = self.layout.of(name).embedder
         if key not in self._embedders:
             self._embedders[key] = embedder(key)
         return self._embedders[key]
@@ -84,7 +77,7 @@ class ReadSide:
             broker=self.write.broker,
             sink=lambda: self.open_sink(name),
             registry=self.write.registry,
-            resilience=Resilience(batch=self._of(name).batch),
+            resilience=Resilience(batch=self.layout.of(name).batch),
             group_prefix=self.settings.prefix,
             witness=Witness(self._witness_path(name)),
         )
@@ -109,11 +102,11 @@ class ReadSide:
 
         Opening it raises :class:`~projectors.holding.StoreHeld` if another process has the store's folder open.
         """
-        return self._opened(name, _load("outbox.sinks", self._of(name).store))
+        return self._opened(name, _load("outbox.sinks", self.layout.of(name).store))
 
     def open_reader(self, name: str) -> AbstractContextManager[Reader] | None:
         """The projector's reader, opened like its sink; None if its store answers no questions."""
-        store = self._of(name).store
+        store = self.layout.of(name).store
         if store not in entry_points(group="outbox.readers").names:
             return None
         return self._opened(name, _load("outbox.readers", store))
@@ -121,7 +114,7 @@ class ReadSide:
     def answers(self, name: str, question: str) -> bool:
         """Whether the projector's store answers this question (a method of a reader), told without opening it:
         a store that is down must not change who is asked. Readers say it by what ``open_reader`` returns."""
-        store = self._of(name).store
+        store = self.layout.of(name).store
         if store not in entry_points(group="outbox.readers").names:
             return False
         kind = get_args(get_type_hints(_load("outbox.readers", store)).get("return"))
@@ -131,16 +124,11 @@ class ReadSide:
 
     def store_settings(self, store: str) -> dict[str, Any]:
         """A store's settings; in the embedded mode each has a folder of its own by default."""
-        given = dict(self.settings.stores.get(store, {}))
-        if self.settings.mode == "embedded" and store in EMBEDDED.values() and "url" not in given:
-            given.setdefault("path", str(self.settings.data_dir / store))
-        if store == "postgres":
-            given.setdefault("dsn", self.write.dsn)
-        return given
+        return self.layout.store_settings(store)
 
     @contextmanager
     def _opened(self, name: str, opening: Callable[..., AbstractContextManager[Any]]) -> Iterator[Any]:
-        store = self._of(name).store
+        store = self.layout.of(name).store
         settings = self.store_settings(store)
         folder = settings.get("path") if store in EMBEDDED.values() else None
         with held(Path(folder)) if folder else nullcontext(), opening(name, settings) as opened:
@@ -154,40 +142,15 @@ class ReadSide:
     def _embedders(self) -> dict[str, Embedder]:
         return {}
 
-    def _of(self, name: str) -> Projecting:
-        try:
-            return self.projecting[name]
-        except KeyError:
-            known = ", ".join(sorted(self.projecting))
-            raise SettingsError(f"there is no projector {name!r}; known are {known}") from None
-
     def _planned(self, name: str) -> Plan:
-        settings = self._of(name)
-        projection = self._projection(name, settings)
-        topics = tuple(topic_of(self.settings.prefix, c) for c in projection.categories)
+        projection = self.layout.projection(name)
+        topics = self.layout.topics(projection)
         embed = None if isinstance(projection, EntityGraph | EntityDocuments | Rows) else self._embed(name)
-        return Plan(name, settings.store, projection, topics, embed)
+        return Plan(name, self.layout.of(name).store, projection, topics, embed)
 
     def _embed(self, name: str) -> Callable[..., Any]:
         # Made when the first text comes: a model is loaded by the process that needs it, not by every command.
         return lambda texts: self.embedder(name)(texts)  # noqa: PLW0108
-
-    def _projection(self, name: str, settings: Projecting) -> Projection:
-        wanted = settings.projection
-        if wanted in self.given:
-            return self.given[wanted]
-        if wanted in BUILT_IN:
-            return BUILT_IN[wanted](settings.categories)
-        module, _, attribute = wanted.partition(":")
-        try:
-            found = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            known = ", ".join(BUILT_IN)
-            raise SettingsError(
-                f"projectors.{name}.projection is {wanted!r}: neither one of {known} nor a module:name ({error})"
-            ) from error
-        projection: Projection = found() if isinstance(found, type) else found
-        return projection
 
 
 @contextmanager

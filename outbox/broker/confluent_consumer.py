@@ -7,15 +7,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import structlog
-
 from outbox.broker.librdkafka import opened, unavailable
 from outbox.broker.protocol import Delivery, Start, TopicPartition
 from outbox.broker.settings import KafkaSettings
 from outbox.broker.topics import decode_headers, decode_key
 from outbox.errors import BrokerError
+from outbox.logs import logger
 
-log: Final = structlog.get_logger("outbox.broker")
+log: Final = logger("outbox.broker")
 
 FETCH_MAX: Final = 1_000_000
 """librdkafka hands out at most this many messages at once."""

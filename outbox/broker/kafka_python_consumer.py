@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-import structlog
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, errors
 from kafka import TopicPartition as KafkaTopicPartition
 from kafka.coordinator.assignors.range import RangePartitionAssignor
@@ -17,8 +16,9 @@ from outbox.broker.kafka_python_join import Joining
 from outbox.broker.protocol import Delivery, Start, TopicPartition
 from outbox.broker.settings import KafkaSettings
 from outbox.broker.topics import decode_headers, decode_key
+from outbox.logs import logger
 
-log: Final = structlog.get_logger("outbox.broker")
+log: Final = logger("outbox.broker")
 
 SLICE_S: Final = 0.1
 """A wait is cut into slices, as partitions assigned during one can only be started after it."""

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-import structlog
 from kafka import codec, errors
 
 from outbox.broker.settings import KafkaSettings
 from outbox.errors import BrokerError, BrokerUnavailable, SettingsError
+from outbox.logs import logger
 
-log: Final = structlog.get_logger("outbox.broker")
+log: Final = logger("outbox.broker")
 
 RECONNECT_BACKOFF_MAX_MS: Final = 1_000
 """The client's own 30 s would be felt after every restart of a server."""

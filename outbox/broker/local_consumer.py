@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import structlog
-
 from outbox.broker.local_group import Membership
 from outbox.broker.local_link import CHANNEL, Connection, Link
 from outbox.broker.local_producer import decode_headers
@@ -19,8 +17,9 @@ from outbox.broker.local_settings import LocalSettings
 from outbox.broker.protocol import Delivery, Start, TopicPartition
 from outbox.broker.topics import decode_key
 from outbox.errors import BrokerError
+from outbox.logs import logger
 
-log: Final = structlog.get_logger("outbox.broker")
+log: Final = logger("outbox.broker")
 
 LOOK_EVERY_S: Final = 1.0
 """A notification can be missed (a pooler between us and the server drops them): so look this often anyway."""

@@ -11,13 +11,12 @@ import time
 import uuid
 from typing import Final
 
-import structlog
-
 from outbox.broker.local_link import Link
 from outbox.broker.local_settings import LocalSettings
 from outbox.errors import BrokerError
+from outbox.logs import logger
 
-log: Final = structlog.get_logger("outbox.broker")
+log: Final = logger("outbox.broker")
 
 BEATS_PER_LEASE: Final = 3
 STOP_WAIT_S: Final = 5.0

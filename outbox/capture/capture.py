@@ -11,7 +11,6 @@ import threading
 from collections.abc import Sequence
 
 import psycopg
-import structlog
 
 from outbox.capture import registered, source
 from outbox.capture.leader import Leader
@@ -23,11 +22,12 @@ from outbox.codec import Registry
 from outbox.database import Connection, check_migrated, connected, first_line
 from outbox.errors import DatabaseError, Fenced, SettingsError
 from outbox.log.identity import check_identity
+from outbox.logs import logger
 from outbox.relay.lease import Keeper, Lease, new_holder, wait_for
 
 __all__ = ["Capture", "CaptureSettings"]
 
-log = structlog.get_logger("outbox.capture")
+log = logger("outbox.capture")
 
 
 def _silent(done: int, total: int, detail: str) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-import structlog
-
 from outbox.capture import names, registered
 from outbox.capture.derived import avro
 from outbox.capture.form import Columns, Form, form
@@ -16,9 +14,10 @@ from outbox.capture.table import Described, type_names
 from outbox.capture.values import Types
 from outbox.capture.writer import DELETED, Pending, Writer
 from outbox.database import Connection
+from outbox.logs import logger
 from outbox.relay.pgoutput import UNCHANGED, Begin, Decoded, Delete, Insert, Relation, Row, Truncate, Update
 
-log = structlog.get_logger("outbox.capture")
+log = logger("outbox.capture")
 
 EPOCH_UNIX_US: Final = 946_684_800_000_000
 """2000-01-01, where PostgreSQL's clock begins."""

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
 import psycopg
-import structlog
 from prometheus_client import Gauge
 
 from outbox.capture import registered, source
@@ -28,10 +27,11 @@ from outbox.capture.writer import Counts, Incomplete, Writer
 from outbox.codec import Registry
 from outbox.database import Connection, first_line
 from outbox.errors import DatabaseError, SettingsError
+from outbox.logs import logger
 from outbox.relay import slot as slots
 from outbox.relay.replication import Replication, lsn_number, lsn_text
 
-log = structlog.get_logger("outbox.capture")
+log = logger("outbox.capture")
 
 SLOT_WAL_BYTES: Final = Gauge("outbox_capture_slot_wal_bytes", "Write-ahead log that a capture's slot keeps, in bytes.")
 WATCH_EVERY_S: Final = 5.0

@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from typing import Final
 
 import psycopg
-import structlog
 from psycopg import conninfo, sql
 
 from outbox.capture.table import Table
 from outbox.capture.values import SESSION
 from outbox.database import Connection, connect, connected, first_line
 from outbox.errors import DatabaseError, SettingsError
+from outbox.logs import logger
 from outbox.relay import slot as slots
 from outbox.relay.replication import NewSlot, Replication
 
-log = structlog.get_logger("outbox.capture")
+log = logger("outbox.capture")
 
 NAME: Final = r"[a-z0-9_]{1,20}"
 """Of a capture: it is part of the slot's name, which has 63 bytes at most."""

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import psycopg
-import structlog
 from psycopg import sql
 
 from outbox.database import Connection, first_line
 from outbox.errors import DatabaseError
+from outbox.logs import logger
 from outbox.relay import slot as slots
 from outbox.relay.cdc_rows import Assembly, Committed
 from outbox.relay.cursor import Cursor, Snapshot
@@ -31,7 +31,7 @@ from outbox.relay.poll import OutboxRow, Page, PollEngine
 from outbox.relay.replication import NewSlot, Replication, lsn_number, lsn_text
 from outbox.relay.settings import RelaySettings
 
-log = structlog.get_logger("outbox.relay")
+log = logger("outbox.relay")
 
 OPTIONS: Final = {
     "proto_version": "2",

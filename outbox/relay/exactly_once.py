@@ -11,12 +11,11 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import structlog
-
 from outbox.broker.protocol import Places, Transactions
 from outbox.database import Connection, first_line
 from outbox.errors import MessageRefused
 from outbox.log.identity import Identity, accept_timeline, check_identity, halt, unknown_event
+from outbox.logs import logger
 from outbox.metrics import RELAY_PUBLISHED
 from outbox.relay import cursor as cursors
 from outbox.relay.cursor import Cursor
@@ -30,7 +29,7 @@ from outbox.relay.settings import RelaySettings
 EVENTS_NAMED: Final = 32
 """A PostgreSQL that went back has lost the newest, so a few spread over the page will do."""
 
-log = structlog.get_logger("outbox.relay")
+log = logger("outbox.relay")
 
 
 class ExactlyOnceLeader(Leader):

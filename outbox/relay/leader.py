@@ -14,11 +14,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-import structlog
-
 from outbox.broker.protocol import Producer
 from outbox.database import Connection, first_line
 from outbox.errors import MessageRefused
+from outbox.logs import logger
 from outbox.metrics import RELAY_PUBLISHED
 from outbox.relay import cursor as cursors
 from outbox.relay.cursor import Cursor
@@ -28,7 +27,7 @@ from outbox.relay.poll import OutboxRow, Page
 from outbox.relay.ring import PART_ROWS, trim
 from outbox.relay.settings import RelaySettings
 
-log = structlog.get_logger("outbox.relay")
+log = logger("outbox.relay")
 
 TRIM_EVERY_S: Final = 30.0
 """Even a quiet outbox is emptied after a burst."""

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import psycopg
-import structlog
 
 from outbox.broker.protocol import Broker
 from outbox.database import Connection, check_migrated, connected, first_line
 from outbox.errors import BrokerUnavailable, DatabaseError, Fenced
+from outbox.logs import logger
 from outbox.metrics import RELAY_ERRORS, RELAY_LEADER
 from outbox.relay.engines import open_engine
 from outbox.relay.exactly_once import ExactlyOnceLeader, recover
@@ -22,7 +22,7 @@ from outbox.relay.settings import RelaySettings
 
 __all__ = ["Relay", "RelaySettings"]
 
-log = structlog.get_logger("outbox.relay")
+log = logger("outbox.relay")
 
 
 class Relay:

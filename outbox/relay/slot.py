@@ -11,14 +11,14 @@ import re
 from typing import Final
 
 import psycopg
-import structlog
 from prometheus_client import Gauge
 
 from outbox.database import Connection, first_line
 from outbox.errors import DatabaseError, SettingsError
+from outbox.logs import logger
 from outbox.relay.replication import lsn_number
 
-log = structlog.get_logger("outbox.relay")
+log = logger("outbox.relay")
 
 PUBLICATION: Final = "outbox_relay"
 """As in the migration ``cdc``."""

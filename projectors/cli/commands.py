@@ -15,7 +15,7 @@ import typer
 from outbox.cli.commands import serve_metrics, until_stopped
 from outbox.cli.context import Json, print_json
 from outbox.errors import OutboxError, SettingsError
-from projectors.cli.asking import ask
+from projectors.cli.asking import ask, ask_status
 from projectors.cli.dead_letters import dead_letters
 from projectors.cli.reconcile import reconcile
 
@@ -43,6 +43,7 @@ def up(
 ) -> None:
     """Run everything in the foreground: PostgreSQL, relay and projectors, in one process and one folder."""
     from projectors import control
+    from projectors.serving import serving
     from projectors.wiring import Running, open_read_side
 
     settings = context.obj.settings()
@@ -50,7 +51,7 @@ def up(
         raise SettingsError("`outbox up` runs the embedded mode; on servers run `outbox relay` and `outbox project`")
     if control.holder_of(settings.data_dir):
         raise OutboxError(f"`outbox up` runs already on {settings.data_dir}")
-    with until_stopped() as stop, open_read_side(settings) as side, control.serving(side), Running(side) as running:
+    with until_stopped() as stop, open_read_side(settings) as side, serving(side), Running(side) as running:
         serve_metrics(metrics_port)
         typer.echo(f"PostgreSQL  {side.write.dsn}")
         for name, plan in side.plans().items():
@@ -116,7 +117,7 @@ def status(context: typer.Context, json: Json = False) -> None:
     """Lag and health per projector, whether each store answers now, parked streams, dead letters."""
     from projectors.cli.show import show_status
 
-    found = ask(context, "status")
+    found = ask_status(context)
     print_json(found) if json else show_status(found)
 
 

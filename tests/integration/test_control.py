@@ -17,10 +17,11 @@ import pytest
 
 from outbox.errors import OutboxError, SettingsError, VerificationFailed
 from projectors import control, operations
-from projectors.control import call, holder_of, serving
+from projectors.control import call, holder_of, socket_of
 from projectors.holding import StoreHeld, held
 from projectors.holding import holder_of as folder_holder
 from projectors.pulse import pulse
+from projectors.serving import REQUESTS_MAX, serving
 from tests.integration.asking import MEMORY, World, settings_of, world
 
 ASK = """
@@ -88,7 +89,7 @@ def test_what_cannot_be_done_is_one_line_and_it_goes_on(served: World, operation
 
 @pytest.mark.parametrize("sent", [b"", b"{", b"[]", b"\xff" * 100])
 def test_nonsense_is_answered_and_it_goes_on(served: World, sent: bytes) -> None:
-    with Client(str(control._target(folder_of(served) / control.NAME)), "AF_UNIX") as connection:
+    with Client(str(socket_of(folder_of(served) / control.NAME)), "AF_UNIX") as connection:
         connection.send_bytes(sent)
         assert "error" in json.loads(connection.recv_bytes())
     assert call(folder_of(served), "dead_letters", {}) == (True, [])
@@ -98,7 +99,7 @@ def test_many_ask_at_once(served: World) -> None:
     answers: list[Any] = []
     asking = [
         threading.Thread(target=lambda: answers.append(call(folder_of(served), "dead_letters", {})))
-        for _ in range(3 * control.REQUESTS_MAX)
+        for _ in range(3 * REQUESTS_MAX)
     ]
     for thread in asking:
         thread.start()
@@ -108,7 +109,7 @@ def test_many_ask_at_once(served: World) -> None:
 
 
 def test_only_the_owner_may_ask(served: World) -> None:
-    assert control._target(folder_of(served) / control.NAME).stat().st_mode & 0o777 == 0o600
+    assert socket_of(folder_of(served) / control.NAME).stat().st_mode & 0o777 == 0o600
 
 
 def test_two_cannot_serve_one_folder(served: World) -> None:
@@ -121,7 +122,7 @@ def test_the_socket_goes_with_the_block_and_nobody_answers_then(database: str, t
     for folder in (tmp_path, tmp_path / ("d" * 120)):
         with world(settings_of(database, folder, MEMORY)) as built:
             with serving(built.side):
-                target = control._target(folder / control.NAME)
+                target = socket_of(folder / control.NAME)
                 assert target.exists()
             assert not target.exists()
             assert not (folder / control.NAME).is_symlink()
