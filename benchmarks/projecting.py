@@ -6,8 +6,8 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,9 +16,9 @@ from benchmarks.databases import fresh_database
 from benchmarks.entities import CATEGORY, PROJECTIONS, fill, records
 from benchmarks.natives import Native
 from deploy.local.resolve import Resolved
-from outbox.database import connected
+from outbox.database import Connection, connected
 from outbox.logs import quiet_unless_configured
-from outbox.settings import load
+from outbox.settings import Settings, load
 from projectors import ledger
 from projectors.pipeline import Plan
 from projectors.record import Record
@@ -46,7 +46,7 @@ class Place:
 
 PLACES: Final[Sequence[Place]] = (
     Place("chroma", "vectors", "chroma", "url", 0.2),
-    Place("neo4j", "graph", "neo4j", "url"),
+    Place("neo4j", "graph", "neo4j", "url", 0.5),
     Place("elasticsearch", "documents", "elasticsearch", "url"),
     Place("ladybug", "graph", None, "path"),
     Place("tantivy", "documents", None, "path"),
@@ -69,7 +69,6 @@ class Feed:
     side: ReadSide
     place: Place
     settings: Mapping[str, Any]
-    _made: list[str] = field(default_factory=list)
 
     @property
     def dsn(self) -> str:
@@ -83,9 +82,13 @@ class Feed:
     def stations(self) -> Stations:
         return self.side.stations(PROJECTOR)
 
-    def publish(self, total: int, versions: Sequence[int] = (1,)) -> None:
-        """Append these versions of ``total`` entities and relay them all."""
+    def append(self, total: int, versions: Sequence[int] = (1,)) -> None:
+        """Append these versions of ``total`` entities to the log."""
         fill(self.dsn, total, versions)
+
+    def publish(self, total: int, versions: Sequence[int] = (1,)) -> None:
+        """Append them, and relay them all."""
+        self.append(total, versions)
         self.side.write.relay().run(threading.Event(), drain=True)
 
     def records(self) -> list[Record]:
@@ -95,17 +98,20 @@ class Feed:
     @contextmanager
     def session(self) -> Iterator[Session]:
         """A projector's session on a new generation, from the beginning of the topic; dropped at the end."""
-        generation = f"g{len(self._made) + 1}"
-        self._made.append(generation)
+        generation = f"g{uuid.uuid4().int % 10**9}"
         with connected(self.dsn) as connection:
             ledger.begin_generation(connection, PROJECTOR, generation, [])
             try:
                 with ExitStack() as stack:
                     yield Session(self.plan, self.stations, generation, threading.Event(), stack)
             finally:
-                with self.side.open_sink(PROJECTOR) as sink:
-                    sink.drop(generation)
-                ledger.forget_generation(connection, PROJECTOR, generation)
+                self.drop(connection, generation)
+
+    def drop(self, connection: Connection, generation: str) -> None:
+        """Remove a generation and what is remembered of it."""
+        with self.side.open_sink(PROJECTOR) as sink:
+            sink.drop(generation)
+        ledger.forget_generation(connection, PROJECTOR, generation)
 
     @contextmanager
     def native(self) -> Iterator[Native]:
@@ -115,14 +121,14 @@ class Feed:
 
     def held(self) -> int:
         """How many live records the newest generation has, read back."""
-        with self.side.open_sink(PROJECTOR) as sink:
-            return sum(1 for _ in sink.scan(self._made[-1]))
+        with connected(self.dsn) as connection, self.side.open_sink(PROJECTOR) as sink:
+            newest = ledger.generations(connection, PROJECTOR)[-1].name
+            return sum(1 for _ in sink.scan(newest))
 
 
 @contextmanager
 def feed(servers: Resolved, place: Place, **projecting: Any) -> Iterator[Feed]:
     """A feed on a new database. ``projecting``: more settings of the projector."""
-    quiet_unless_configured()
     with tempfile.TemporaryDirectory() as folder, fresh_database(servers.address("postgres")) as dsn:
         address = (
             folder if place.server is None else dsn if place.store == "postgres" else servers.address(place.server)
@@ -136,6 +142,11 @@ def feed(servers: Resolved, place: Place, **projecting: Any) -> Iterator[Feed]:
             stores={place.store: settings},
             projectors={PROJECTOR: projector},
         )
-        projections = {name: projection((CATEGORY,)) for name, projection in PROJECTIONS.items()}
-        with open_read_side(given, projections) as side:
+        with opened(given) as side:
             yield Feed(side, place, settings)
+
+
+def opened(settings: Settings) -> AbstractContextManager[ReadSide]:
+    """The read side, with the benchmarks' projections beside the built-in ones."""
+    quiet_unless_configured()
+    return open_read_side(settings, {name: projection((CATEGORY,)) for name, projection in PROJECTIONS.items()})

@@ -40,7 +40,14 @@ def test_the_quick_benchmarks_run_and_write_well_formed_results(address, tmp_pat
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("name", "given", "questions"),
-    [("projector", ["postgres", "tantivy"], ["postgres, first load", "tantivy, full update"])],
+    [
+        ("projector", ["postgres", "tantivy"], ["postgres, first load", "tantivy, full update"]),
+        (
+            "rebuild",
+            ["postgres"],
+            ["postgres, rebuild of streams of one event", "rebuild of 200 events beside one of 100: rate"],
+        ),
+    ],
 )
 def test_the_benchmarks_of_stores_run_on_those_that_need_no_server(
     name: str, given: list[str], questions: list[str], address, tmp_path: Path
