@@ -14,7 +14,16 @@ from benchmarks.machine import spoken
 from benchmarks.measuring import say
 from benchmarks.running import COLUMNS, cells
 
-NAMES: Final = ("append", "bulk", "transaction", "peer_append", "projector", "rebuild")
+NAMES: Final = (
+    "append",
+    "bulk",
+    "transaction",
+    "relay",
+    "delivery",
+    "peer_append",
+    "projector",
+    "rebuild",
+)
 """The modules, in the order in which they run."""
 
 TIMEOUT_S: Final = 900

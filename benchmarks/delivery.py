@@ -1,140 +1,79 @@
 """Exactly once beside at least once: rows a second that a leader drains into Kafka: ``python -m benchmarks.delivery``.
 
-The two take turns on one machine, each in a database and under a prefix of its own, so that a noisy machine is noisy
-for both; what counts is the ratio within a round. Taking the lead (a lease, and for exactly once the fence and the last
-note) is timed apart: it is paid once a term.
+Both drain the same rows of 450 bytes out of one database, each under a name and a prefix of its own, in a process of
+its own. Taking the lead (a lease, and for exactly once the fence and the last note) is timed apart: it is paid once a
+term.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import time
 import uuid
+from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
-from statistics import median
-from typing import Any, Final, get_args
+from functools import partial
+from typing import Final, get_args
 
-from psycopg import conninfo, sql
+from benchmarks.databases import fresh_database
+from benchmarks.draining import Drained, drained, prepared
+from benchmarks.measuring import interleaved
+from benchmarks.results import Result, at_least, beside
+from benchmarks.running import options, run
+from benchmarks.waiting import Backlog
+from deploy.local.resolve import Resolved
+from outbox.broker import KafkaSettings
+from outbox.broker.settings import Client
+from outbox.relay.settings import DeliveryName, EngineName, RelaySettings
 
-from deploy.local.resolve import resolve
-from outbox.broker import Broker, KafkaSettings, open_kafka
-from outbox.database import connect, connected
-from outbox.event import NewEvent
-from outbox.log.bulk import bulk_append
-from outbox.log.migrate import migrate
-from outbox.relay.engines import open_engine
-from outbox.relay.exactly_once import ExactlyOnceLeader, recover
-from outbox.relay.leader import Leader
-from outbox.relay.lease import take
-from outbox.relay.settings import DeliveryName, RelaySettings
-
-RESULTS: Final = Path(__file__).parent / "results" / "delivery.json"
-DATA: Final = {"kind": "customer", "name": "Ada Lovelace", "text": "x" * 200, "properties": {"city": "London", "n": 7}}
-STREAM_EVENTS: Final = 100
+ROWS: Final = 100_000
+KEYS: Final = 2_000
 WAYS: Final[tuple[DeliveryName, ...]] = get_args(DeliveryName)
+CASES: Final[list[tuple[EngineName, Client]]] = [("poll", "confluent"), ("cdc", "confluent"), ("poll", "kafka-python")]
+
+
+def measure(servers: Resolved, given: argparse.Namespace) -> Iterator[Result]:
+    for engine, client in (case for case in CASES if given.only in ", ".join(case)):
+        kafka = KafkaSettings(servers.address("kafka"), client=client)
+        with fresh_database(servers.address("postgres")) as dsn:
+            yield from compared(Backlog(dsn, given.rows, given.keys), kafka, engine, given)
+
+
+def compared(backlog: Backlog, kafka: KafkaSettings, engine: EngineName, given: argparse.Namespace) -> Iterator[Result]:
+    """Both ways by turns; the rates, and how long each took to take the lead."""
+    warm_up = 0 if given.quick else 1
+    lead_ms: dict[str, list[float]] = defaultdict(list)
+    mark = uuid.uuid4().hex[:8]
+
+    def turn(way: DeliveryName) -> float:
+        found = drain(backlog, kafka, settings(way))
+        lead_ms[way].append(found.lead_s * 1_000)
+        return found.rate
+
+    def settings(way: DeliveryName) -> RelaySettings:
+        return RelaySettings(name=way, prefix=f"{way}{mark}", engine=engine, delivery=way)
+
+    for way in WAYS:
+        prepared(backlog.dsn, kafka, settings(way))
+    rates = interleaved({way: partial(turn, way) for way in WAYS}, given.rounds, warm_up)
+    case, names = f"{engine}, {kafka.client}", ("exactly_once", "at_least_once")
+    yield beside(f"exactly once, {case}", rates, names, "rows/s", at_least(0.9))
+    leads = {way: figures[warm_up:] for way, figures in lead_ms.items()}
+    yield beside(f"taking the lead, {case}", leads, names, "ms", note="once a term, not part of the rate")
+
+
+def drain(backlog: Backlog, kafka: KafkaSettings, settings: RelaySettings) -> Drained:
+    rows = backlog.ready(settings.name)
+    return drained(backlog.dsn, kafka, settings, rows)
 
 
 def main() -> None:
-    """Measure, print each round and the medians, and write them down."""
-    arguments = parsed()
-    with ExitStack() as stack:
-        servers = stack.enter_context(resolve(["postgres", "kafka"]))
-        kafka = KafkaSettings(servers.address("kafka"), client=arguments.client)
-        rounds = []
-        for turn in range(arguments.rounds + 1):
-            ways = WAYS if turn % 2 else WAYS[::-1]
-            measured = {way: drained(servers.address("postgres"), kafka, way, arguments.rows) for way in ways}
-            if turn:  # the first one warms up
-                rounds.append(measured | {"ratio": ratio(measured), "load": os.getloadavg()[0]})
-                print(json.dumps(rounds[-1]), flush=True)
-    found = {
-        "client": arguments.client,
-        "rows": arguments.rows,
-        "machine": f"{os.cpu_count()} x {platform.processor() or platform.machine()}",
-        "ratio": round(median(r["ratio"] for r in rounds), 3),
-        "rows_per_s": {way: round(median(r[way]["rows_per_s"] for r in rounds)) for way in WAYS},
-        "rounds": rounds,
-    }
-    print(json.dumps({name: found[name] for name in ("client", "ratio", "rows_per_s")}))
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-
-
-def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--client", choices=["confluent", "kafka-python"], default="confluent")
-    return parser.parse_args()
-
-
-def ratio(measured: dict[DeliveryName, dict[str, float]]) -> float:
-    once, least = measured["exactly_once"], measured["at_least_once"]
-    return round(once["rows_per_s"] / least["rows_per_s"], 3)
-
-
-def drained(server: str, kafka: KafkaSettings, way: DeliveryName, rows: int) -> dict[str, float]:
-    """Fill an outbox, lead, and drain it."""
-    settings = RelaySettings(prefix=f"bench{uuid.uuid4().hex[:8]}", delivery=way)
-    with database(server) as dsn, closing(open_kafka(kafka)) as broker:
-        fill(dsn, 1_000)
-        began_s = time.perf_counter()
-        with leading(dsn, broker, settings) as leader:
-            led_s = time.perf_counter()
-            while leader.step():  # topics are made, connections are warm
-                pass
-            fill(dsn, rows)
-            began_drain_s, pages = time.perf_counter(), 0
-            while leader.step():
-                pages += 1
-            took_s = time.perf_counter() - began_drain_s
-    return {"rows_per_s": round(rows / took_s), "pages": pages, "lead_s": round(led_s - began_s, 3)}
-
-
-@contextmanager
-def leading(dsn: str, broker: Broker, settings: RelaySettings) -> Iterator[Leader]:
-    with connected(dsn) as connection:
-        lease = take(connection, settings.name, "benchmark", 600)
-        if lease is None:
-            raise RuntimeError("a new database's lease is taken")
-        with open_engine(dsn, lease, settings) as engine:
-            if settings.delivery == "at_least_once":
-                with closing(broker.producer()) as producer:
-                    yield Leader(connection, engine, producer, lease, settings)
-                return
-            with closing(broker.transactions(settings.transactions)) as transactions:
-                identity = recover(connection, transactions, lease, settings, lambda: None)
-                yield ExactlyOnceLeader(connection, engine, transactions, lease, settings, identity)
-
-
-def fill(dsn: str, rows: int) -> None:
-    def batches() -> Iterator[Any]:
-        for _ in range(rows // STREAM_EVENTS):
-            yield f"customer-{uuid.uuid4().hex}", 0, [NewEvent("entity.upserted", DATA) for _ in range(STREAM_EVENTS)]
-
-    with closing(connect(dsn, autocommit=False)) as connection:
-        bulk_append(connection, batches())
-        connection.commit()
-
-
-@contextmanager
-def database(server: str) -> Iterator[str]:
-    """A migrated database of its own, dropped at the end."""
-    name = f"outbox_bench_{uuid.uuid4().hex[:8]}"
-    with connected(server) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        dsn = conninfo.make_conninfo(server, dbname=name)
-        try:
-            with connected(dsn) as own:
-                migrate(own)
-            yield dsn
-        finally:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    parser = options(__doc__)
+    parser.add_argument("--rows", type=int, default=ROWS, help=f"that wait in each turn ({ROWS:,})")
+    parser.add_argument("--keys", type=int, default=KEYS, help=f"streams they belong to ({KEYS:,})")
+    given = parser.parse_args()
+    if given.quick:
+        given.rows, given.keys = 400, 20
+    run("delivery", ["postgres", "kafka"], measure, given)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from benchmarks import machine, results
 from benchmarks.measuring import say
 from benchmarks.results import Result
 from deploy.local.resolve import Resolved, resolve
+from outbox.logs import configure_logging
 
 ROUNDS = 5
 WIDTH = 160
@@ -36,6 +38,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
 
 def run(name: str, services: Iterable[str], measure: Measure, given: argparse.Namespace) -> None:
     """Have the servers, measure, show the results, and write them unless they are partial or quick."""
+    configure_logging(logging.WARNING)
     if given.quick:
         given.rounds = 1
     with resolve(services) as servers:

@@ -61,6 +61,19 @@ def test_the_benchmarks_of_stores_run_on_those_that_need_no_server(
     assert all(document["ours"] > 0 for document in found.values())
 
 
+@pytest.mark.timeout(240)
+def test_the_quick_relay_benchmark_drains_rows_into_a_real_kafka(address, tmp_path: Path) -> None:
+    environment = os.environ | {variable(name): address(name) for name in ("postgres", "kafka")}
+    command = [sys.executable, "-m", "benchmarks.relay", "--quick", "--only", "cdc, confluent"]
+    done = subprocess.run(
+        [*command, "--results", str(tmp_path)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]
+    rate, memory = results.read(tmp_path / "relay.json")
+    assert (rate["reference_name"], memory["unit"]) == ("bare confluent", "MiB")
+    assert min(rate["ours"], rate["reference"], memory["ours"]) > 0
+
+
 def test_every_benchmark_is_one_that_make_bench_runs() -> None:
     folder = Path(benchmarks.__file__).parent
     runnable = {path.stem for path in folder.glob("*.py") if '\n    run("' in path.read_text("utf-8")}

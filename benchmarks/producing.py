@@ -1,0 +1,116 @@
+"""A bare loop that produces rows already in memory, by each client of Kafka: what the broker's client alone takes.
+
+In a process of its own. It is given the same messages as a relay makes of the rows, and the relay's settings of the
+producer (idempotent, acknowledged by all, the same codec and batches); it notes no offsets and heeds no refusal.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection as Pipe
+from typing import Any, Final, cast
+
+import psycopg
+
+from benchmarks.draining import WARM_SHARE, WITHIN_S
+from outbox.broker import KafkaSettings, Message, open_kafka
+from outbox.broker.confluent_producer import BATCH_BYTES_MAX, QUEUE_KIB_MAX, QUEUE_MESSAGES_MAX
+from outbox.broker.kafka_python_producer import BATCH_BYTES
+from outbox.envelope import event_message
+
+ROWS: Final = """
+SELECT stream, version, type, data, id, position, at, meta FROM outbox.event ORDER BY position DESC LIMIT %s
+"""
+
+Loop = Callable[[Sequence[Message]], None]
+
+
+def rate(dsn: str, kafka: KafkaSettings, prefix: str, rows: int) -> float:
+    """Messages a second of the last rows of the log. Raises RuntimeError if they are not produced in time."""
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=_run, args=(dsn, kafka, prefix, rows, there))
+    process.start()
+    there.close()
+    try:
+        if not here.poll(WITHIN_S):
+            raise RuntimeError(f"{rows} rows were not produced within {WITHIN_S} s")
+        return float(here.recv())
+    except EOFError as error:
+        raise RuntimeError("the producer ended before it had sent all") from error
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _run(dsn: str, kafka: KafkaSettings, prefix: str, rows: int, there: Pipe) -> None:
+    with psycopg.connect(dsn) as connection:
+        messages = [event_message(prefix, *row) for row in connection.cursor(binary=True).execute(ROWS, [rows])]
+    _make_topics(kafka, messages[:1])
+    loop = {"confluent": confluent, "kafka-python": kafka_python}[kafka.client](kafka)
+    warm = rows // WARM_SHARE
+    loop(messages[:warm])
+    began = time.perf_counter()
+    loop(messages[warm:])
+    there.send((rows - warm) / (time.perf_counter() - began))
+
+
+def _make_topics(kafka: KafkaSettings, messages: Sequence[Message]) -> None:
+    broker = open_kafka(kafka)
+    broker.producer().publish(messages)
+    broker.close()
+
+
+def confluent(kafka: KafkaSettings) -> Loop:
+    """confluent-kafka, with librdkafka's own partitioner of the Java kind."""
+    from confluent_kafka import Producer
+
+    options = {
+        "bootstrap.servers": kafka.bootstrap,
+        "enable.idempotence": True,
+        "acks": "all",
+        "partitioner": "murmur2_random",
+        "compression.type": kafka.compression,
+        "linger.ms": kafka.linger_ms,
+        "batch.size": BATCH_BYTES_MAX,
+        "queue.buffering.max.messages": QUEUE_MESSAGES_MAX,
+        "queue.buffering.max.kbytes": QUEUE_KIB_MAX,
+    }
+    producer = Producer(options)
+
+    def loop(messages: Sequence[Message]) -> None:
+        for message in messages:
+            headers = cast("list[Any]", message.headers)
+            while True:
+                try:
+                    producer.produce(message.topic, message.value, message.key, headers=headers)
+                    break
+                except BufferError:
+                    producer.poll(0.01)
+        producer.flush()
+
+    return loop
+
+
+def kafka_python(kafka: KafkaSettings) -> Loop:
+    """kafka-python, with its own partitioner."""
+    from kafka import KafkaProducer
+
+    producer = KafkaProducer(
+        bootstrap_servers=kafka.bootstrap,
+        enable_idempotence=True,
+        acks="all",
+        compression_type=None if kafka.compression == "none" else kafka.compression,
+        linger_ms=kafka.linger_ms,
+        batch_size=BATCH_BYTES,
+        metrics_enabled=False,
+    )
+
+    def loop(messages: Sequence[Message]) -> None:
+        for message in messages:
+            producer.send(message.topic, message.value, message.key.encode(), list(message.headers))
+        producer.flush()
+
+    return loop
