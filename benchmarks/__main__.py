@@ -18,6 +18,7 @@ NAMES: Final = (
     "append",
     "bulk",
     "transaction",
+    "startup",
     "relay",
     "delivery",
     "peer_append",

@@ -15,11 +15,11 @@ from benchmarks.measuring import interleaved
 from benchmarks.results import Result, at_least, at_most, beside
 from deploy.local.servers import variable
 
-CHEAP = ("append", "bulk", "transaction")
+CHEAP = ("append", "bulk", "transaction", "startup")
 """Those that need PostgreSQL alone, a few seconds, and nothing of the dependency group ``bench``."""
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_the_quick_benchmarks_run_and_write_well_formed_results(address, tmp_path: Path) -> None:
     environment = os.environ | {variable("postgres"): address("postgres")}
     command = [sys.executable, "-m", "benchmarks", "--quick", "--results", str(tmp_path), *CHEAP]
@@ -37,7 +37,7 @@ def test_the_quick_benchmarks_run_and_write_well_formed_results(address, tmp_pat
     assert (trips["ours"], trips["met"]) == (1, True)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("name", "given", "questions"),
     [
