@@ -24,6 +24,8 @@ NAMES: Final = (
     "peer_append",
     "projector",
     "rebuild",
+    "search",
+    "idle",
 )
 """The modules, in the order in which they run."""
 

@@ -26,6 +26,8 @@ from projectors.runner import Session, Stations
 from projectors.wiring import ReadSide, open_read_side
 
 PROJECTOR: Final = "bench"
+URLS: Final = ("chroma", "neo4j", "elasticsearch")
+"""Servers whose address is a setting of the store; PostgreSQL's is the log's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,23 +129,29 @@ class Feed:
 
 
 @contextmanager
-def feed(servers: Resolved, place: Place, **projecting: Any) -> Iterator[Feed]:
-    """A feed on a new database. ``projecting``: more settings of the projector."""
+def feed(servers: Resolved, place: Place) -> Iterator[Feed]:
+    """A feed on a new database."""
+    with read_side(servers, {PROJECTOR: place}) as side:
+        yield Feed(side, place, side.store_settings(place.store))
+
+
+@contextmanager
+def read_side(servers: Resolved, places: Mapping[str, Place]) -> Iterator[ReadSide]:
+    """A new database, the local broker in it, and a projector for each place, by name."""
     with tempfile.TemporaryDirectory() as folder, fresh_database(servers.address("postgres")) as dsn:
-        address = (
-            folder if place.server is None else dsn if place.store == "postgres" else servers.address(place.server)
-        )
-        settings = {place.setting: address}
-        projector = {"projection": place.projection, "store": place.store, "categories": [CATEGORY], **projecting}
+        projectors = {
+            name: {"projection": place.projection, "store": place.store, "categories": [CATEGORY]}
+            for name, place in places.items()
+        }
         given = load(
             data_dir=Path(folder),
             database={"dsn": dsn},
             prefix=f"b{uuid.uuid4().hex[:8]}",
-            stores={place.store: settings},
-            projectors={PROJECTOR: projector},
+            stores={p.store: {p.setting: servers.address(p.server)} for p in places.values() if p.server in URLS},
+            projectors=projectors,
         )
         with opened(given) as side:
-            yield Feed(side, place, settings)
+            yield side
 
 
 def opened(settings: Settings) -> AbstractContextManager[ReadSide]:

@@ -47,6 +47,8 @@ def test_the_quick_benchmarks_run_and_write_well_formed_results(address, tmp_pat
             ["postgres"],
             ["postgres, rebuild of streams of one event", "rebuild of 200 events beside one of 100: rate"],
         ),
+        ("search", ["--mode", "embedded"], ["semantic search", "hybrid search"]),
+        ("idle", [], ["processor of an idle relay", "the outbox's tables after 2,000 relayed events"]),
     ],
 )
 def test_the_benchmarks_of_stores_run_on_those_that_need_no_server(
@@ -58,7 +60,7 @@ def test_the_benchmarks_of_stores_run_on_those_that_need_no_server(
     assert done.returncode == 0, done.stderr[-2_000:]
     found = {document["question"]: document for document in results.read(tmp_path / f"{name}.json")}
     assert set(questions) <= set(found)
-    assert all(document["ours"] > 0 for document in found.values())
+    assert all(document["ours"] >= 0 for document in found.values())
 
 
 @pytest.mark.timeout(240)

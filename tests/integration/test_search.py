@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from outbox.errors import DatabaseError, InvalidEvent, SettingsError, StoreUnavailable, WaitTimeout
 from outbox.log.statement import Token
 from outbox.settings import Projecting
-from projectors import ledger
+from projectors import ledger, wiring
 from projectors.query.protocol import DEPTH_MAX
 from projectors.query.search import LIMIT_MAX, Search
 from projectors.rebuild import rebuild
@@ -75,6 +75,25 @@ def test_a_hybrid_answer_says_who_gave_it_and_at_which_rank(asked: Search) -> No
     assert found[0].hit.store.split("+") == list(found[0].ranks)
     assert [f.hit.score for f in found] == sorted((f.hit.score for f in found), reverse=True)
     assert len(asked.hybrid("the sea", 1)) == 1
+
+
+def test_a_question_asked_again_does_not_look_again_at_what_is_installed(
+    asked: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+
+    def counted(**given: str) -> EntryPoints:
+        looked.append(given["group"])
+        return entry_points(**given)
+
+    monkeypatch.setattr(wiring, "entry_points", counted)
+    asked._answering.clear()
+    assert asked.hybrid("walrus")
+    assert looked
+    looked.clear()
+    assert asked.hybrid("clam")
+    assert asked.semantic("clam")
+    assert looked == []
 
 
 @pytest.mark.parametrize("limit", [0, -1])
