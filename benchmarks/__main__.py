@@ -21,6 +21,7 @@ NAMES: Final = (
     "startup",
     "relay",
     "delivery",
+    "debezium",
     "peer_append",
     "projector",
     "rebuild",

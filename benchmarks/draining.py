@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection as Pipe
 from typing import Final
 
+from benchmarks.elsewhere import WITHIN_S, elsewhere
 from benchmarks.memory import peak_mib
 from outbox.broker import Broker, KafkaSettings, open_kafka
 from outbox.database import connected
@@ -24,7 +23,6 @@ from outbox.relay.lease import take
 from outbox.relay.settings import RelaySettings
 
 LEASE_S: Final = 600
-WITHIN_S: Final = 300
 WAIT_S: Final = 0.01
 WARM_SHARE: Final = 10
 """The first tenth of the rows is not timed: pages grow, the broker and the slot are connected to."""
@@ -43,22 +41,8 @@ class Drained:
 
 
 def drained(dsn: str, kafka: KafkaSettings, settings: RelaySettings, rows: int) -> Drained:
-    """Have a new relay of this name publish ``rows`` rows. Raises RuntimeError if it does not."""
-    spawn = multiprocessing.get_context("spawn")
-    here, there = spawn.Pipe()
-    process = spawn.Process(target=_run, args=(dsn, kafka, settings, rows, there))
-    process.start()
-    there.close()
-    try:
-        if not here.poll(WITHIN_S):
-            raise RuntimeError(f"the relay did not publish {rows} rows within {WITHIN_S} s")
-        found: Drained = here.recv()
-        return found
-    except EOFError as error:
-        raise RuntimeError("the relay ended before it had published all") from error
-    finally:
-        process.terminate()
-        process.join()
+    """Have a new relay of this name, in a process of its own, publish ``rows`` rows."""
+    return elsewhere(_drain, dsn, kafka, settings, rows)
 
 
 def prepared(dsn: str, kafka: KafkaSettings, settings: RelaySettings) -> None:
@@ -97,7 +81,7 @@ def _slot_made(dsn: str, settings: RelaySettings) -> bool:
     return row is not None and row[0] is not None
 
 
-def _run(dsn: str, kafka: KafkaSettings, settings: RelaySettings, rows: int, there: Pipe) -> None:
+def _drain(dsn: str, kafka: KafkaSettings, settings: RelaySettings, rows: int) -> Drained:
     configure_logging(logging.WARNING)
     began = time.perf_counter()
     with closing(open_kafka(kafka)) as broker, leading(dsn, broker, settings) as (leader, engine):
@@ -106,7 +90,7 @@ def _run(dsn: str, kafka: KafkaSettings, settings: RelaySettings, rows: int, the
         began = time.perf_counter()
         published, pages = _publish(leader, engine, rows - warm)
         took_s = time.perf_counter() - began
-        there.send(Drained(published / took_s, peak_mib(os.getpid()), pages, lead_s))
+        return Drained(published / took_s, peak_mib(os.getpid()), pages, lead_s)
 
 
 def _publish(leader: Leader, engine: Engine, rows: int) -> tuple[int, int]:

@@ -115,7 +115,7 @@ def event_class() -> Any:
     """An event of the peer's that holds our data."""
     from eventsourcing.domain import DomainEvent
 
-    class Upserted(DomainEvent):
+    class Upserted(DomainEvent):  # type: ignore[misc]
         data: dict[str, Any]
 
     return Upserted

@@ -6,15 +6,14 @@ producer (idempotent, acknowledged by all, the same codec and batches); it notes
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection as Pipe
 from typing import Any, Final, cast
 
 import psycopg
 
-from benchmarks.draining import WARM_SHARE, WITHIN_S
+from benchmarks.draining import WARM_SHARE
+from benchmarks.elsewhere import elsewhere
 from outbox.broker import KafkaSettings, Message, open_kafka
 from outbox.broker.confluent_producer import BATCH_BYTES_MAX, QUEUE_KIB_MAX, QUEUE_MESSAGES_MAX
 from outbox.broker.kafka_python_producer import BATCH_BYTES
@@ -28,24 +27,11 @@ Loop = Callable[[Sequence[Message]], None]
 
 
 def rate(dsn: str, kafka: KafkaSettings, prefix: str, rows: int) -> float:
-    """Messages a second of the last rows of the log. Raises RuntimeError if they are not produced in time."""
-    spawn = multiprocessing.get_context("spawn")
-    here, there = spawn.Pipe()
-    process = spawn.Process(target=_run, args=(dsn, kafka, prefix, rows, there))
-    process.start()
-    there.close()
-    try:
-        if not here.poll(WITHIN_S):
-            raise RuntimeError(f"{rows} rows were not produced within {WITHIN_S} s")
-        return float(here.recv())
-    except EOFError as error:
-        raise RuntimeError("the producer ended before it had sent all") from error
-    finally:
-        process.terminate()
-        process.join()
+    """Messages a second of the last rows of the log, in a process of its own."""
+    return elsewhere(_produce, dsn, kafka, prefix, rows)
 
 
-def _run(dsn: str, kafka: KafkaSettings, prefix: str, rows: int, there: Pipe) -> None:
+def _produce(dsn: str, kafka: KafkaSettings, prefix: str, rows: int) -> float:
     with psycopg.connect(dsn) as connection:
         messages = [event_message(prefix, *row) for row in connection.cursor(binary=True).execute(ROWS, [rows])]
     _make_topics(kafka, messages[:1])
@@ -54,7 +40,7 @@ def _run(dsn: str, kafka: KafkaSettings, prefix: str, rows: int, there: Pipe) ->
     loop(messages[:warm])
     began = time.perf_counter()
     loop(messages[warm:])
-    there.send((rows - warm) / (time.perf_counter() - began))
+    return (rows - warm) / (time.perf_counter() - began)
 
 
 def _make_topics(kafka: KafkaSettings, messages: Sequence[Message]) -> None:

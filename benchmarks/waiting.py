@@ -42,10 +42,16 @@ END $$
 
 
 def values(count: int = VARIANTS) -> list[bytes]:
-    """Encoded data of ``entity.upserted``, of :data:`VALUE_BYTES` each: text of words that repeat as words do."""
+    """Encoded data of ``entity.upserted``, of :data:`VALUE_BYTES` each."""
+    dice = random.Random(SEED)
+    return [_value(text, dice) for text in texts(2 * VALUE_BYTES, count)]
+
+
+def texts(length: int, count: int = VARIANTS) -> list[str]:
+    """Different texts of one length, of words that repeat as words do."""
     dice = random.Random(SEED)
     words = ["".join(dice.choices("etaoinshrdlucmfw", k=dice.randint(2, 9))) for _ in range(WORDS)]
-    return [_value(" ".join(dice.choices(words, k=120)), dice) for _ in range(count)]
+    return [" ".join(dice.choices(words, k=length))[:length] for _ in range(count)]
 
 
 def _value(text: str, dice: random.Random) -> bytes:
