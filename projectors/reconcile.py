@@ -15,8 +15,10 @@ from typing import Final
 
 from outbox.broker.protocol import Broker
 from outbox.database import Connection, connected
+from outbox.envelope import topic_of
 from outbox.errors import OutboxError, VerificationFailed
 from outbox.log.identity import Identity, cursor_ahead, halt, read_identity
+from outbox.log.read import categories
 from outbox.logs import logger
 from projectors import ledger
 from projectors.ledger import Generation
@@ -158,7 +160,8 @@ def _map(connection: Connection, side: ReadSide) -> None:
     broker = side.write.broker()
     try:
         topics = {t for (t,) in connection.execute(_TOPICS)} | {t for p in side.plans().values() for t in p.topics}
-        _set_map(connection, broker, sorted(topics))
+        own = {topic_of(side.settings.prefix, category) for category in categories(connection)}
+        _set_map(connection, broker, sorted(topics | own))
     finally:
         broker.close()
 

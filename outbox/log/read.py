@@ -43,6 +43,16 @@ _PARTS: Final = (
     f"SELECT {COLUMNS} FROM outbox.event e JOIN unnest(%(streams)s::text[], %(below)s::bigint[]) AS want (s, below)"
     " ON e.stream = want.s AND e.version < want.below ORDER BY e.stream, e.version"
 )
+# From one category to the next in the index on it: as many steps as there are categories.
+_CATEGORIES: Final = """
+WITH RECURSIVE c AS (
+    SELECT (SELECT min(split_part(stream, '-', 1)) FROM outbox.event) AS category
+    UNION ALL
+    SELECT (SELECT min(split_part(stream, '-', 1)) FROM outbox.event WHERE split_part(stream, '-', 1) > c.category)
+    FROM c WHERE c.category IS NOT NULL
+)
+SELECT category FROM c WHERE category IS NOT NULL
+"""
 _VERSION: Final = "SELECT coalesce(max(version), 0) FROM outbox.event WHERE stream = %(stream)s"
 
 
@@ -57,6 +67,11 @@ def read_stream(
     while rows := _fetch(connection, _STREAM, stream=stream, after=after, page=page):
         yield from (event_of(row, registry) for row in rows)
         after = rows[-1][1]
+
+
+def categories(connection: Connection) -> list[str]:
+    """The categories that the log has events of, in order."""
+    return [category for (category,) in connection.cursor(row_factory=tuple_row).execute(_CATEGORIES)]
 
 
 def read_category(

@@ -19,6 +19,7 @@ from outbox.logs import logger
 from outbox.metrics import RELAY_PUBLISHED
 from outbox.relay import cursor as cursors
 from outbox.relay.cursor import Cursor
+from outbox.relay.horizon import Horizon
 from outbox.relay.leader import Again, Engine, Leader, Published
 from outbox.relay.lease import Lease
 from outbox.relay.note import Done, Note
@@ -47,9 +48,10 @@ class ExactlyOnceLeader(Leader):
         lease: Lease,
         settings: RelaySettings,
         identity: Identity,
+        horizon: Horizon | None = None,
     ) -> None:
         """``transactions`` have recovered, and ``identity`` is what :func:`recover` has given."""
-        super().__init__(connection, engine, transactions, lease, settings)
+        super().__init__(connection, engine, transactions, lease, settings, horizon)
         self._transactions = transactions
         self._identity = identity
         self._steps = cursors.steps(connection, lease.name)

@@ -2,7 +2,8 @@
 
 The map of what is published is written just behind the broker, so a relay that was killed leaves some messages
 beyond it, and those are in the log. If PostgreSQL was restored to an earlier moment, the map is as old as the
-log, and beyond it lies what the log has lost.
+log, and beyond it lies what the log has lost. A map as old as that may not know every topic there is: those are
+asked for when something is to be published to them.
 """
 
 from __future__ import annotations
@@ -29,32 +30,64 @@ READ_S: Final = 30.0
 POLL_S: Final = 0.2
 
 
-def check_log(connection: Connection, broker: Broker, prefix: str) -> None:
-    """Return if this log may be published as far as database and broker can tell.
+class Horizon:
+    """What one leader asks its broker. Used by one thread.
 
-    A server that was promoted is accepted if the broker has nothing that the log lacks. The local broker lives in
-    the same database and knows no more than that; projectors ask their stores. Raises
-    :class:`~outbox.errors.LogWentBack` after writing it down for all.
+    The local broker lives in the same database and knows no more than that; projectors ask their stores.
     """
-    identity = check_identity(connection)
-    if isinstance(broker, LocalBroker):
-        return
-    tail = _unexplained(connection, broker)
-    if tail:
-        _check_tail(connection, broker, prefix, tail)
-    if identity.promoted:
-        accept_timeline(connection, identity.timeline_now)
 
+    def __init__(self, connection: Connection, broker: Broker, prefix: str) -> None:
+        self._connection = connection
+        self._broker = broker
+        self._prefix = prefix
+        self._inside = isinstance(broker, LocalBroker)
+        self._known: set[str] | None = None
+        """Topics of which it is known that the log has what they hold."""
 
-def _unexplained(connection: Connection, broker: Broker) -> dict[TopicPartition, tuple[int, int]]:
-    """First and end offset of what lies beyond the map, by partition; of a long tail, its end."""
-    rows = connection.execute('SELECT topic, partition, "offset" + 1 FROM outbox.published')
-    published = {TopicPartition(t, p): offset for t, p, offset in rows}
-    found = {}
-    for tp, end in broker.ends(sorted({tp.topic for tp in published})).items():
-        if end > published.get(tp, 0):
-            found[tp] = max(published.get(tp, 0), end - TAIL_MESSAGES_MAX), end
-    return found
+    def check_log(self) -> None:
+        """Return if this log may be published as far as database and broker can tell.
+
+        A server that was promoted is accepted if the broker has nothing that the log lacks. Raises
+        :class:`~outbox.errors.LogWentBack` after writing it down for all.
+        """
+        identity = check_identity(self._connection)
+        if self._inside:
+            return
+        self._check({tp.topic for tp in self._published()})
+        if identity.promoted:
+            accept_timeline(self._connection, identity.timeline_now)
+
+    def check_topics(self, topics: set[str]) -> None:
+        """Events are about to be published to these topics; return if the log has what they hold.
+
+        Only those that the map does not have are looked at, once each: of the others :meth:`check_log` has been
+        asked, or the last note that an exactly-once relay left. Raises as that does.
+        """
+        if self._inside:
+            return
+        if self._known is None:
+            self._known = {tp.topic for tp in self._published()}
+        if new := topics - self._known:
+            self._check(new)
+            self._known |= new
+
+    def _check(self, topics: set[str]) -> None:
+        tail = self._unexplained(topics)
+        if tail:
+            _check_tail(self._connection, self._broker, self._prefix, tail)
+
+    def _unexplained(self, topics: set[str]) -> dict[TopicPartition, tuple[int, int]]:
+        """First and end offset of what lies beyond the map, by partition; of a long tail, its end."""
+        published, found = self._published(), {}
+        for tp, end in self._broker.ends(sorted(topics)).items():
+            if end > published.get(tp, 0):
+                found[tp] = max(published.get(tp, 0), end - TAIL_MESSAGES_MAX), end
+        return found
+
+    def _published(self) -> dict[TopicPartition, int]:
+        """The map: where each partition's next message is expected."""
+        rows = self._connection.execute('SELECT topic, partition, "offset" + 1 FROM outbox.published')
+        return {TopicPartition(t, p): offset for t, p, offset in rows}
 
 
 def _check_tail(

@@ -21,6 +21,7 @@ from outbox.logs import logger
 from outbox.metrics import RELAY_PUBLISHED
 from outbox.relay import cursor as cursors
 from outbox.relay.cursor import Cursor
+from outbox.relay.horizon import Horizon
 from outbox.relay.lease import Lease
 from outbox.relay.parking import REDRIVE_ROWS, Key, Parking
 from outbox.relay.poll import OutboxRow, Page
@@ -68,13 +69,21 @@ class Leader:
     """Publishes what comes after its cursor. Used by one thread."""
 
     def __init__(
-        self, connection: Connection, engine: Engine, producer: Producer, lease: Lease, settings: RelaySettings
+        self,
+        connection: Connection,
+        engine: Engine,
+        producer: Producer,
+        lease: Lease,
+        settings: RelaySettings,
+        horizon: Horizon | None = None,
     ) -> None:
+        """``horizon`` is asked about each topic before the first event goes there; None: nobody is asked."""
         self._connection = connection
         self._engine = engine
         self._producer = producer
         self._lease = lease
         self._settings = settings
+        self._horizon = horizon
         self._cursor = cursors.load(connection, lease.name, lease.epoch)
         self._parking = Parking(connection, lease.name, settings.prefix)
         self._limit = settings.page_min
@@ -83,7 +92,10 @@ class Leader:
         self._redriven_at = -math.inf  # a relay that only drains is to try what somebody asked for, too
 
     def step(self) -> int:
-        """Publish one page and return its number of rows. Raises :class:`~outbox.errors.Fenced`.
+        """Publish one page and return its number of rows.
+
+        Raises :class:`~outbox.errors.Fenced`, or :class:`~outbox.errors.LogWentBack` before it publishes to a topic
+        that holds events which the log lacks.
 
         1. Read the next page after the cursor. A crash here leaves nothing.
         2. Publish it and wait until the broker has it all. A crash here: it is published again later,
@@ -92,6 +104,7 @@ class Leader:
            one transaction that takes effect only for the leader's epoch. A crash after it leaves nothing to do.
         """
         page = self._engine.read(self._cursor, self._limit)
+        self._ask(page.rows)
         published = self._publish(page)
         if page.rows or page.settle or self._due():
             self._advance(page.cursor, published)
@@ -100,6 +113,11 @@ class Leader:
         self._adapt(len(page.rows))
         self._trim(len(page.rows))
         return len(page.rows) + self._redrive()
+
+    def _ask(self, rows: Sequence[OutboxRow]) -> None:
+        """Of topics of events: in others there may be messages of anybody's."""
+        if self._horizon is not None:
+            self._horizon.check_topics({row.message.topic for row in rows if row.position is not None})
 
     def _publish(self, page: Page) -> Published:
         """Publish what is not parked. A row that is refused splits its run in two, so no row is sent more than twice.
@@ -167,7 +185,9 @@ class Leader:
 
     def _try_again(self, key: Key) -> int:
         """As :meth:`step`: publish, then delete and advance in one transaction guarded by the epoch."""
-        again = self._publish_again(key, self._parking.rows(key))
+        rows = self._parking.rows(key)
+        self._ask(rows)
+        again = self._publish_again(key, rows)
         with self._connection.transaction():
             self._advance(self._cursor, again.published)
             self._parking.done(key, again.rows)

@@ -15,7 +15,7 @@ from outbox.logs import logger
 from outbox.metrics import RELAY_ERRORS, RELAY_LEADER
 from outbox.relay.engines import open_engine
 from outbox.relay.exactly_once import ExactlyOnceLeader, recover
-from outbox.relay.horizon import check_log
+from outbox.relay.horizon import Horizon
 from outbox.relay.leader import Engine, Leader
 from outbox.relay.lease import Keeper, Lease, new_holder, wait_for
 from outbox.relay.settings import RelaySettings
@@ -80,17 +80,16 @@ class Relay:
     ) -> Callable[[Engine], Leader]:
         """What is to be done before the cursor is read; the leader, once it has an engine."""
         settings = self._settings
+        horizon = Horizon(connection, broker, settings.prefix)
         if settings.delivery == "at_least_once":
-            check_log(connection, broker, settings.prefix)
+            horizon.check_log()
             producer = broker.producer()
             stack.callback(producer.close)
-            return lambda engine: Leader(connection, engine, producer, lease, settings)
+            return lambda engine: Leader(connection, engine, producer, lease, settings, horizon)
         transactions = broker.transactions(settings.transactions)
         stack.callback(transactions.close)
-        identity = recover(
-            connection, transactions, lease, settings, lambda: check_log(connection, broker, settings.prefix)
-        )
-        return lambda engine: ExactlyOnceLeader(connection, engine, transactions, lease, settings, identity)
+        identity = recover(connection, transactions, lease, settings, horizon.check_log)
+        return lambda engine: ExactlyOnceLeader(connection, engine, transactions, lease, settings, identity, horizon)
 
     def _turn(self, leader: Leader, engine: Engine, keeper: Keeper, stop: threading.Event, *, drain: bool) -> bool:
         sleep_s = self._settings.sleep_min_s

@@ -17,8 +17,8 @@ import tests.faults.cases  # noqa: F401 - registers the faults
 from tests.faults.faults import FAULTS, NOT_YET
 from tests.faults.matrix import Budget, run_all, try_mutants
 from tests.faults.mutants import MUTANTS
-from tests.faults.results import OUTCOMES, MutantResult, Ran, note, noted, save, summed
 from tests.faults.plan import Outcome, Plan
+from tests.faults.results import OUTCOMES, MutantResult, Ran, note, noted, save, summed
 from tests.faults.servers import Servers, running
 
 RUNS = 40

@@ -12,9 +12,8 @@ FAULTS: dict[str, Plan] = {}
 NOT_YET = (
     "store put back to an older copy: the version of a record whose content came back to what it was (verify compares"
     " content, so an older version stays, and a late write between the two would pass the guard)",
-    "PostgreSQL restored to an earlier moment",
 )
-"""Not in the matrix yet. Each but the store's older copy has tests of its own in tests/integration."""
+"""Not in the matrix yet."""
 
 
 def fault(name: str, **needs: Any) -> Callable[[Fault], Fault]:

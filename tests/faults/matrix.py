@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from tests.faults.mutants import MUTANTS, Mutant
-from tests.faults.results import MutantResult
 from tests.faults.perform import perform
 from tests.faults.plan import Outcome, Plan
+from tests.faults.results import MutantResult
 from tests.faults.servers import Servers
 
 MUTANT_BOUND_S = 8.0

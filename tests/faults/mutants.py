@@ -7,7 +7,7 @@ switch for any of them. ``caught_by`` names the fault under which the guard is w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg

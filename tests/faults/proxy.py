@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Literal
 
-from tests.faults.processes import Child, CONTEXT, begin
+from tests.faults.processes import CONTEXT, Child, begin
 
 Mode = Literal["pass", "delay", "cut", "freeze", "reset"]
 PIECE_BYTES = 65_536

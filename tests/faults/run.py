@@ -43,6 +43,8 @@ class Run(Sight):
     """Names of processes whose end is not judged: they were meant to be killed, or to fail."""
     found: list[Violation] = field(default_factory=list)
     """What the fault itself saw go wrong."""
+    forgotten: set[str] = field(default_factory=set)
+    """Ids of events that the log had and was made to lose: nothing more is asked of them."""
     poisoned: bool = False
     """Streams are expected to stand still before an event that cannot be folded."""
 
@@ -58,6 +60,7 @@ class Run(Sight):
         return self._source
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._source = random.Random(self.seed * 7919 + 1)
         self.poisoned = self.plan.poison
 
@@ -178,7 +181,10 @@ class Run(Sight):
             connection.execute(sql.SQL("DROP TABLESPACE {}").format(space))
 
     def history(self) -> history.History:
-        return history.read(self.histories)
+        """What the writers know; whether what the log was made to forget was ever in it is unknown."""
+        known = history.read(self.histories)
+        known.outcomes.update(dict.fromkeys(self.forgotten & known.tried.keys(), "unknown"))
+        return known
 
     def stop_writers(self) -> None:
         """In good order, so that their histories are whole."""

@@ -96,10 +96,7 @@ class Servers:
     def _make_template(self, connection: psycopg.Connection[tuple[object, ...]], server: str) -> None:
         """Renamed once it is whole: one that was left half made is never taken."""
         unfinished = f"{TEMPLATE}_unfinished"
-        connection.execute(_create(unfinished, "template0"))
-        with connected(_dsn(server, unfinished)) as made:
-            migrate(made)
-            made.execute(Path(__file__).with_name("audit.sql").read_bytes())
+        prepare(server, unfinished)
         names = map(sql.Identifier, (unfinished, TEMPLATE))
         connection.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(*names))
 
@@ -119,6 +116,16 @@ class Servers:
             "inter.broker.listener.name": "PLAINTEXT",
         }
         self._local.restart("kafka")
+
+
+def prepare(server: str, name: str) -> str:
+    """Make a migrated database with the audit in place; its DSN."""
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(_create(name, "template0"))
+    with connected(_dsn(server, name)) as made:
+        migrate(made)
+        made.execute(Path(__file__).with_name("audit.sql").read_bytes())
+    return _dsn(server, name)
 
 
 @contextmanager

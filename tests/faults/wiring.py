@@ -35,11 +35,16 @@ class Wiring:
     stack: ExitStack
     mutant: str | None = None
     edges: dict[str, Proxy] = field(default_factory=dict)
+    rows_dsn: str = ""
+    """The database that rows are kept in."""
+
+    def __post_init__(self) -> None:
+        self.rows_dsn = self.rows_dsn or self.dsn
 
     @property
     def mark(self) -> str:
         """A name no other run has."""
-        return urlsplit(self.dsn).path.lstrip("/").removeprefix("faults_").replace("_", "x")
+        return urlsplit(self.rows_dsn).path.lstrip("/").removeprefix("faults_").replace("_", "x")
 
     def settings(self, who: str) -> dict[str, str]:
         """The environment of ``who`` (relay or project), with the proxies put on its edges."""
@@ -91,6 +96,10 @@ class Wiring:
         """Lead an edge to a port of the test's own."""
         self.edges[edge] = _Port(port)  # type: ignore[assignment]
 
+    def move_log(self, dsn: str) -> None:
+        """Let the log be in another database from the start on; rows are kept in the one it would have been in."""
+        self.dsn = dsn
+
     def _kafka(self, who: str) -> dict[str, str]:
         edge = self.edges.get(f"{who}>kafka")
         bootstrap = f"127.0.0.1:{edge.port}" if edge else self.servers.address("kafka")
@@ -105,7 +114,7 @@ class Wiring:
 
     def _store(self, kind: str) -> dict[str, Any]:
         if kind == "rows":
-            return {"dsn": self._via("project>rows", self.dsn), "timeout_s": STORE_TIMEOUT_S}
+            return {"dsn": self._via("project>rows", self.rows_dsn), "timeout_s": STORE_TIMEOUT_S}
         return {
             "url": self._via(f"project>{kind}", self.servers.address(stores.STORES[kind])),
             "timeout_s": STORE_TIMEOUT_S,
@@ -136,7 +145,7 @@ class Wiring:
         serving = self.value(
             "SELECT generation FROM outbox.generation WHERE projector = %s AND state = 'serving'", name
         )
-        address = self.dsn if kind == "rows" else self.servers.address(stores.STORES[kind])
+        address = self.rows_dsn if kind == "rows" else self.servers.address(stores.STORES[kind])
         return Place(name, address, serving or "")
 
     def place_of_broker(self) -> broker.Topic:

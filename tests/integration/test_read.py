@@ -14,6 +14,7 @@ from outbox.errors import UnknownEventType
 from outbox.log.append import append
 from outbox.log.bulk import bulk_append
 from outbox.log.read import (
+    categories,
     read_all,
     read_below,
     read_by_stream,
@@ -63,6 +64,12 @@ def test_a_category(log, category, page):
     for after in [0, *[row[2] for row in whole]]:
         expected = [row for row in whole if row[2] > after]
         assert told(read_category(log, category, REGISTRY, after=after, page=page)) == expected
+
+
+def test_the_categories(log, database):
+    assert categories(log) == sorted({stream.partition("-")[0] for stream in STREAMS})
+    with psycopg.connect(database) as empty:
+        assert categories(empty) == []
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -176,6 +176,28 @@ def test_a_relay_that_starts_finds_events_in_kafka_that_the_log_lacks(
 
 
 @pytest.mark.parametrize("broker", ["kafka-confluent", "kafka-python"])
+def test_a_relay_finds_lost_events_in_a_topic_that_the_restored_log_never_published_to(
+    broker: str, settings: Settings, machine: Machine
+) -> None:
+    """Nor does it know the topic by an event until one is appended; no projector reads it, who could tell."""
+    machine.keep()
+    with staged(settings) as stage:
+        stage.append("other-1", put(a="lost"))
+        stage.side.write.relay().run(Flag(), drain=True)
+    machine.go_back()
+    with staged(settings) as stage:
+        stage.side.write.relay().run(Flag(), drain=True)
+        stage.append("other-1", put(a="new"))
+        with pytest.raises(LogWentBack, match="the broker holds event"):
+            stage.side.write.relay().run(Flag(), drain=True)
+    assert_nothing_runs(settings)
+    with staged(settings) as stage:
+        reconcile(stage.side)
+        stage.append("other-1", put(a="newer"))
+        stage.side.write.relay().run(Flag(), drain=True)
+
+
+@pytest.mark.parametrize("broker", ["kafka-confluent", "kafka-python"])
 def test_a_projector_that_starts_finds_events_in_kafka_that_the_log_lacks(
     broker: str, settings: Settings, machine: Machine
 ) -> None:

@@ -7,6 +7,7 @@ from tests.faults.cases import (  # noqa: F401
     projectors,
     rebuilds,
     relay,
+    restores,
     servers,
     slots,
     stores,

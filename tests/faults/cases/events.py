@@ -8,8 +8,8 @@ import shutil
 from tests.faults import broker
 from tests.faults.clock import AFTER_S, JUMP_S
 from tests.faults.faults import fault
-from tests.faults.projection import MENDED
 from tests.faults.judging import require
+from tests.faults.projection import MENDED
 from tests.faults.run import Run
 
 HOUR_S = 3_600
