@@ -23,6 +23,7 @@ NAMES: Final = (
     "delivery",
     "debezium",
     "peer_append",
+    "peer_relays",
     "projector",
     "rebuild",
     "search",
