@@ -12,6 +12,8 @@ FAULTS: dict[str, Plan] = {}
 NOT_YET = (
     "store put back to an older copy: the version of a record whose content came back to what it was (verify compares"
     " content, so an older version stays, and a late write between the two would pass the guard)",
+    "capture of ordinary tables: killed, stopped and replaced, its slot dropped, PostgreSQL killed under it (it has tests"
+    " of its own in tests/integration and tests/e2e)",
 )
 """Not in the matrix yet."""
 
