@@ -34,6 +34,7 @@ from outbox.database import first_line
 from outbox.errors import DatabaseError
 from outbox.event import NewEvent
 from outbox.log.statement import (
+    APPEND_ONE,
     Appended,
     Expected,
     Statement,
@@ -50,6 +51,8 @@ _NAME: Final = re.compile(r":(\w+)")
 
 _BINARY: Final = frozenset({"types", "ids", "data", "meta", "payload"})
 """Parameters that psycopg sends in PostgreSQL's binary form: it writes arrays several times faster than as text."""
+
+_BINARY_OF_ONE: Final = frozenset({"data"})
 
 _NOT_MIGRATED: Final = frozenset({"3F000", "42P01", "42883"})
 """SQLSTATEs of a schema, a table and a function that do not exist."""
@@ -71,7 +74,7 @@ def append(
     :class:`~outbox.errors.DatabaseError` for a connection it cannot use or a database that has not been
     migrated. Whatever else the database refuses is the driver's own error.
     """
-    statement = append_statement(stream, expected, _many(events), registry or default_registry())
+    statement = append_statement(stream, expected, events, registry or default_registry())
     return read_append(statement, _run(connection, statement))
 
 
@@ -84,7 +87,7 @@ async def append_async(
     registry: Registry | None = None,
 ) -> Appended:
     """:func:`append` for asyncio connections."""
-    statement = append_statement(stream, expected, _many(events), registry or default_registry())
+    statement = append_statement(stream, expected, events, registry or default_registry())
     return read_append(statement, await _run_async(connection, statement))
 
 
@@ -103,10 +106,6 @@ async def send_async(
 ) -> Token:
     """:func:`send` for asyncio connections."""
     return Token(int((await _run_async(connection, send_statement(topic, key, payload, headers)))[0]))
-
-
-def _many(events: Sequence[NewEvent] | NewEvent) -> Sequence[NewEvent]:
-    return (events,) if isinstance(events, NewEvent) else events
 
 
 def _run(connection: Any, statement: Statement) -> Any:
@@ -150,12 +149,25 @@ def _sqlstate(error: BaseException | None) -> str | None:
 
 def _psycopg(connection: Any, statement: Statement) -> Any:
     cursor = psycopg.Cursor(connection, row_factory=tuple_row)
-    return cursor.execute(_percent(statement.sql, _BINARY), statement.values).fetchone()
+    return cursor.execute(*_for_psycopg(statement)).fetchone()
 
 
 async def _psycopg_async(connection: Any, statement: Statement) -> Any:
     cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
-    return await (await cursor.execute(_percent(statement.sql, _BINARY), statement.values)).fetchone()
+    return await (await cursor.execute(*_for_psycopg(statement))).fetchone()
+
+
+def _for_psycopg(statement: Statement) -> tuple[bytes, Mapping[str, Any]]:
+    """The query and its values as psycopg sends them soonest.
+
+    It looks a dumper up for each type of each statement: of one event everything but the data goes as text. The SQL
+    is the same object each time, so that its hash, by which psycopg finds what it has prepared, is made once.
+    """
+    values = statement.values
+    if statement.sql is not APPEND_ONE:
+        return _percent_bytes(statement.sql, _BINARY), values
+    texts = {**values, "expected": f"{values['expected']:d}", "ids": values["ids"].hex}
+    return _percent_bytes(APPEND_ONE, _BINARY_OF_ONE), texts
 
 
 def _sqlalchemy(connection: Any, statement: Statement) -> Any:
@@ -219,6 +231,11 @@ def _percent(text: str, binary: frozenset[str] = frozenset()) -> str:
     if not binary:
         text = _as_literal(text)
     return _NAME.sub(lambda m: f"%({m[1]}){'b' if m[1] in binary else 's'}", text)
+
+
+@cache
+def _percent_bytes(text: str, binary: frozenset[str]) -> bytes:
+    return _percent(text, binary).encode()
 
 
 @cache

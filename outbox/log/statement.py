@@ -22,10 +22,16 @@ from outbox.event import STREAM_LENGTH_MAX, NewEvent, check_stream
 Expected = int | Literal["any", "exists", "none"]
 """The version a stream must have: a number (0: it must not exist yet), or a word."""
 
-_ANSWER: Final = "SELECT status, version, positions, xid FROM"
-APPEND: Final = f"{_ANSWER} outbox.append(:stream, :expected, :types, :ids, CAST(:data AS bytea[]), :meta)"
-APPEND_ONE: Final = f"{_ANSWER} outbox.append_one(:stream, :expected, :types, :ids, :data, :meta)"
-"""The parameters have the same names, so that all statements are handled alike."""
+APPEND: Final = (
+    "SELECT status, version, positions, xid"
+    " FROM outbox.append(:stream, :expected, :types, :ids, CAST(:data AS bytea[]), :meta)"
+)
+APPEND_ONE: Final = (
+    "SELECT status, version, positions[1], xid"
+    " FROM outbox.append_one(:stream, CAST(:expected AS bigint), :types, CAST(:ids AS uuid), :data, :meta)"
+)
+"""The parameters have the same names, so that all statements are handled alike. The casts let a driver send text, and
+one position is read sooner than an array of one."""
 
 SEND: Final = (
     "WITH sent AS (INSERT INTO outbox.outbox (topic, key, headers, payload)"
@@ -81,12 +87,29 @@ class Statement:
     values: Mapping[str, Any]
 
 
-def append_statement(stream: str, expected: Expected, events: Sequence[NewEvent], registry: Registry) -> Statement:
+def append_statement(
+    stream: str, expected: Expected, events: Sequence[NewEvent] | NewEvent, registry: Registry
+) -> Statement:
     """Encode and check the events and build the statement. Raises :class:`~outbox.errors.InvalidEvent`."""
-    values = check_batch(stream, expected, events, registry)
-    if len(events) > 1:
-        return Statement(APPEND, values)
-    return Statement(APPEND_ONE, {n: v[0] if isinstance(v, list) else v for n, v in values.items()})
+    if isinstance(events, NewEvent):
+        return _one_statement(stream, expected, events, registry)
+    if len(events) == 1:
+        return _one_statement(stream, expected, events[0], registry)
+    return Statement(APPEND, check_batch(stream, expected, events, registry))
+
+
+def _one_statement(stream: str, expected: Expected, event: NewEvent, registry: Registry) -> Statement:
+    """What :func:`check_batch` checks, in its order, without its lists: most appends are of one event."""
+    values: dict[str, Any] = {
+        "stream": check_stream(stream),
+        "expected": expected_number(expected),
+        "ids": check_id(event.id),
+        "types": event.type,
+        "data": registry.encode(event.type, event.data),
+        "meta": encode_meta(event.meta),
+    }
+    _check_bytes(len(values["data"]))
+    return Statement(APPEND_ONE, values)
 
 
 def check_batch(stream: str, expected: Expected, events: Sequence[NewEvent], registry: Registry) -> dict[str, Any]:
@@ -109,22 +132,29 @@ def check_frame(stream: str, expected: Expected, events: Sequence[NewEvent]) -> 
 
 def check_ids(events: Sequence[NewEvent]) -> list[uuid.UUID]:
     """The events' ids; raises :class:`~outbox.errors.InvalidEvent` if one is no UUID or stands twice."""
-    ids = [e.id for e in events]
-    for id_ in ids:
-        if not isinstance(id_, uuid.UUID):
-            raise InvalidEvent(f"event id {id_!r} is not a uuid.UUID", "id")
+    ids = [check_id(e.id) for e in events]
     if len(set(ids)) < len(ids):
         raise InvalidEvent("an event id stands twice in the batch", "id")
     return ids
 
 
+def check_id(id_: uuid.UUID) -> uuid.UUID:
+    """An event's id; raises :class:`~outbox.errors.InvalidEvent` if it is no UUID."""
+    if not isinstance(id_, uuid.UUID):
+        raise InvalidEvent(f"event id {id_!r} is not a uuid.UUID", "id")
+    return id_
+
+
 def encode_all(events: Sequence[NewEvent], registry: Registry) -> list[bytes]:
     """The events' data, encoded and checked. Raises :class:`~outbox.errors.InvalidEvent`."""
     data = [registry.encode(e.type, e.data) for e in events]
-    total = sum(map(len, data))
+    _check_bytes(sum(map(len, data)))
+    return data
+
+
+def _check_bytes(total: int) -> None:
     if total > BATCH_BYTES_MAX:
         raise InvalidEvent(f"{total} bytes in one append, at most {BATCH_BYTES_MAX}: append in several batches")
-    return data
 
 
 def read_append(statement: Statement, row: Sequence[Any]) -> Appended:
@@ -135,8 +165,10 @@ def read_append(statement: Statement, row: Sequence[Any]) -> Appended:
         raise VersionConflict(stream, spoken(statement.values["expected"]), version)
     if status == "duplicate":
         raise DuplicateEvent(stream)
-    ids = tuple(given) if isinstance(given, list) else (given,)
-    return Appended(stream, version, tuple(positions), ids, Token(int(xid)), status == "repeated")
+    token, repeated = Token(int(xid)), status == "repeated"
+    if isinstance(given, list):
+        return Appended(stream, version, tuple(positions), tuple(given), token, repeated)
+    return Appended(stream, version, (positions,), (given,), token, repeated)
 
 
 def send_statement(topic: str, key: str, payload: bytes | None, headers: Mapping[str, str] | None = None) -> Statement:

@@ -53,7 +53,7 @@ def test_an_answer_is_read_as_what_was_appended():
     answer = read_append(build(one, two), ("written", 5, [8, 9], "77"))
     assert (answer.stream, answer.version, answer.positions) == ("order-1", 5, (8, 9))
     assert (answer.ids, answer.token, answer.repeated) == ((one.id, two.id), Token(77), False)
-    assert read_append(build(one), ("repeated", 5, [8], "77")).repeated
+    assert read_append(build(one), ("repeated", 5, 8, "77")).repeated
 
 
 def test_a_conflict_names_stream_expected_and_actual():
