@@ -64,13 +64,12 @@ def fold(state: Entity | None, event: Event) -> Entity | None:
 
 
 def _upserted(stream: str, data: Mapping[str, Any]) -> Entity:
-    parts = tuple(_entity(f"{stream}#{p['key']}", p) for p in data["parts"])
-    return replace(_entity(stream, data), parts=parts)
+    return _entity(stream, data, tuple([_entity(f"{stream}#{p['key']}", p) for p in data["parts"]]))
 
 
-def _entity(key: str, data: Mapping[str, Any]) -> Entity:
-    links = tuple(_link(link) for link in data["links"])
-    return Entity(key, data["kind"], data["name"], data["text"], _present(data["properties"]), links)
+def _entity(key: str, data: Mapping[str, Any], parts: tuple[Entity, ...] = ()) -> Entity:
+    links = tuple([_link(link) for link in data["links"]])
+    return Entity(key, data["kind"], data["name"], data["text"], _present(data["properties"]), links, parts)
 
 
 def _link(data: Mapping[str, Any]) -> Link:

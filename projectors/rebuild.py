@@ -245,7 +245,7 @@ def _check_stop(plan: Plan, generation: str, stop: threading.Event) -> None:
 
 
 class _Load:
-    """Step 2: the log into the store, in batches, writing one while folding the next."""
+    """Step 2: the log into the store, in batches, writing one while folding and embedding the next."""
 
     def __init__(
         self, connection: Connection, plan: Plan, stations: Stations, sink: Sink, generation: Generation, tell: Progress
@@ -275,11 +275,14 @@ class _Load:
                     self._park(modelled.failure)
                 batch += modelled.changes()
                 if len(batch) >= LOAD_BATCH:
+                    # Here and not by the writer: texts become vectors while the store takes the batch before.
+                    ready = embedded(batch, self._plan.embed)
                     self._settle(writing)
-                    writing, batch = self._start(writer, batch, stream), []
+                    writing, batch = self._start(writer, ready, stream), []
+            ready = embedded(batch, self._plan.embed)
             self._settle(writing)
             if stream:
-                self._settle(self._start(writer, batch, stream))
+                self._settle(self._start(writer, ready, stream))
         return self._streams, self._records
 
     def _start(self, writer: ThreadPoolExecutor, batch: Sequence[Change], stream: str) -> Future[None]:
@@ -288,7 +291,7 @@ class _Load:
 
     def _write(self, batch: Sequence[Change], stream: str, streams: int, records: int) -> None:
         try:
-            self._sink.apply(self._generation.name, embedded(batch, self._plan.embed))
+            self._sink.apply(self._generation.name, batch)
         except RecordsRefused as error:
             for change in batch:
                 if change.key in error.reasons:

@@ -7,8 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +20,10 @@ from outbox.errors import ProjectionError, VerificationFailed
 from outbox.log.append import append
 from projectors import ledger, operations, rebuild, verify
 from projectors.rebuild import Building
+from projectors.record import Change
+from projectors.resilience import Wrapped
 from projectors.runner import Session
+from tests.integration import asking
 from tests.integration.reading import (
     Stage,
     assert_equal_to_model,
@@ -144,6 +150,40 @@ def test_a_build_catches_up_in_larger_batches_than_it_will_serve_with(
         assert rebuilt(stage) == "g2"
     assert max(taken) > stage.side.stations("rows").resilience.batch
     assert_equal_to_model(stage)
+
+
+def test_a_load_makes_vectors_of_the_next_texts_while_the_store_takes_those_before(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuild, "LOAD_BATCH", 1)
+    made, met = threading.Semaphore(0), list[bool]()
+
+    class Waiting(Wrapped):
+        """Its first write goes on once two batches have been made vectors of."""
+
+        def apply(self, generation: str, changes: Sequence[Change]) -> None:
+            if not met:
+                met.append(all(made.acquire(timeout=10) for _ in range(2)))
+            super().apply(generation, changes)
+
+    with asking.world(asking.settings_of(database, tmp_path, {"vectors": "memory"})) as built:
+        built.populate()
+        plan, stations = built.side.plan("vectors"), built.side.stations("vectors")
+
+        def embed(texts: Sequence[str]) -> Any:
+            made.release()
+            return plan.embed(texts)
+
+        @contextmanager
+        def sink() -> Iterator[Wrapped]:
+            with stations.sink() as opened:
+                yield Waiting(opened)
+
+        done = rebuild.rebuild(replace(plan, embed=embed), replace(stations, sink=sink))
+        assert done.records == len(asking.ANIMALS)
+        assert met == [True]
+        with stations.sink() as opened:
+            assert {one.key for one in opened.scan(done.generation)} == set(asking.ANIMALS)
 
 
 @every_broker
