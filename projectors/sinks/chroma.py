@@ -38,7 +38,14 @@ vectors of 384 dimensions a second, and to change 60, because a changed one is p
 SCAN_PAGE: Final = 1_000
 """Records read at once: 1,536 dimensions make about 30 MB of them in Python."""
 
-SPACES: Final[Mapping[Part, Any]] = {"tombstones": {"hnsw": {"space": "l2"}}, "records": {"hnsw": {"space": "ip"}}}
+SEARCHED: Final = 400
+"""How many neighbours a question looks at (HNSW's ef). Of 20,000 records of Python code, asked for by four of their
+words, Chroma's own 100 missed the nearest one of all in 6 of 100 questions, 400 in 1; CPU 3.5 ms instead of 1.6."""
+
+SPACES: Final[Mapping[Part, Any]] = {
+    "tombstones": {"hnsw": {"space": "l2"}},
+    "records": {"hnsw": {"space": "ip", "ef_search": SEARCHED}},
+}
 """A generation's collections. Of vectors of length one the inner product is the cosine; why not Chroma's own
 ``cosine`` see :mod:`projectors.sinks.chroma_codec`."""
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from tests.faults.until import until
+from tests.faults.until import PATIENCE_S, until
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.faults.preloaded"])
@@ -66,7 +66,7 @@ class Child:
             return None
         return self.exit_code
 
-    def await_heed(self, timeout_s: float = 30.0) -> None:
+    def await_heed(self, timeout_s: float = PATIENCE_S) -> None:
         """Wait until it has a handler for SIGTERM (or has ended): before that the signal simply ends it."""
         until(lambda: not self.alive or self._heeds(signal.SIGTERM), f"{self.name} listens to SIGTERM", timeout_s)
 
@@ -90,10 +90,10 @@ class Child:
     def resume(self) -> None:
         self.signal(signal.SIGCONT)
 
-    def await_pause(self, timeout_s: float = 30.0) -> None:
+    def await_pause(self, timeout_s: float = PATIENCE_S) -> None:
         until(lambda: self._status() == psutil.STATUS_STOPPED, f"{self.name} stands still", timeout_s)
 
-    def await_end(self, timeout_s: float = 30.0) -> int | None:
+    def await_end(self, timeout_s: float = PATIENCE_S) -> int | None:
         until(lambda: not self.alive, f"{self.name} ends", timeout_s)
         return self.exit_code
 

@@ -25,10 +25,8 @@ from tests.faults.mutants import MUTANT
 from tests.faults.points import MARK, ORDER
 from tests.faults.processes import Child, begin
 from tests.faults.sight import Sight
-from tests.faults.until import until
+from tests.faults.until import PATIENCE_S, until
 from tests.faults.writer import Assignment
-
-START_S = 30.0
 
 
 @dataclass
@@ -68,7 +66,7 @@ class Run(Sight):
         """Relay, projector and two writers, past the projector's first build; each with an order for a point or none."""
         self.command("relay", "relay", point=relay)
         self.command("project", "project", point=project)
-        until(lambda: self.serving(), "the first build", START_S)
+        until(lambda: self.serving(), "the first build")
         self.write(2, point=writers)
 
     def command(self, name: str, *arguments: str, point: str | None = None, **more: str) -> Child:
@@ -99,21 +97,23 @@ class Run(Sight):
         self.children[name].kill()
         self.quiet.add(name)
 
-    def died(self, name: str, timeout_s: float = 30.0) -> None:
+    def died(self, name: str, timeout_s: float = PATIENCE_S) -> None:
         """Wait until the process has met its point, which kills it."""
         code = self.children[name].await_end(timeout_s)
         if code is None or code >= 0:
             raise RuntimeError(f"{name} ended by itself with {code}: {self.log(name)}")
 
-    def passed(self, name: str, timeout_s: float = 30.0) -> None:
+    def passed(self, name: str, timeout_s: float = PATIENCE_S) -> None:
         """Wait until a process that was paused at its point has ended the call it was paused in."""
         until(self._mark(name).exists, f"{name} goes on", timeout_s)
 
-    def paused(self, name: str, timeout_s: float = 30.0) -> None:
+    def paused(self, name: str, timeout_s: float = PATIENCE_S) -> None:
         """Wait until the process stands still at its point."""
         self.children[name].await_pause(timeout_s)
 
-    def run_to_end(self, name: str, *arguments: str, point: str | None = None, timeout_s: float = 60.0) -> int | None:
+    def run_to_end(
+        self, name: str, *arguments: str, point: str | None = None, timeout_s: float = PATIENCE_S
+    ) -> int | None:
         """Run ``outbox ARGUMENTS`` to its end and return its exit code."""
         code = self.command(name, *arguments, point=point).await_end(timeout_s)
         self.quiet.add(name)
@@ -159,7 +159,7 @@ class Run(Sight):
         """The last hurt is over now: recovery is counted from here."""
         self.ended_at = time.monotonic()
 
-    def succeeded_by(self, name: str, timeout_s: float = 30.0) -> None:
+    def succeeded_by(self, name: str, timeout_s: float = PATIENCE_S) -> None:
         """Start another relay as ``name`` and wait until it, and no longer the one before, has the lease."""
         epoch = "SELECT max(epoch) FROM outbox.lease"
         before = self.value(epoch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.faults import broker
-from tests.faults.until import until
+from tests.faults.until import PATIENCE_S, until
 from tests.faults.wiring import Wiring
 
 
@@ -16,13 +16,13 @@ class Sight(Wiring):
             self.value("SELECT count(*) FROM outbox.generation WHERE state = 'serving'") == len(self.plan.kinds)
         )
 
-    def appended(self, more: int, timeout_s: float = 30.0) -> None:
+    def appended(self, more: int, timeout_s: float = PATIENCE_S) -> None:
         """Wait until the log has so many more events."""
         count = "SELECT count(*) FROM outbox.event"
         goal = self.value(count) + more
         until(lambda: self.value(count) >= goal, f"{more} more events in the log", timeout_s)
 
-    def caught_up(self, timeout_s: float = 30.0) -> None:
+    def caught_up(self, timeout_s: float = PATIENCE_S) -> None:
         """Wait until every projector's checkpoints have reached what is on the topic by now."""
         ends = broker.ends(self.place_of_broker())
         behind = """
@@ -36,7 +36,7 @@ class Sight(Wiring):
             lambda: self.value(behind, list(ends), list(ends.values())) == 0, "the projectors have caught up", timeout_s
         )
 
-    def published(self, timeout_s: float = 30.0) -> None:
+    def published(self, timeout_s: float = PATIENCE_S) -> None:
         """Wait until the relay has published all that is committed by now."""
         waiting = """
         SELECT count(*) FROM outbox.outbox o WHERE NOT EXISTS (

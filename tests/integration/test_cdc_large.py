@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 
 import psycopg
 import pytest
@@ -129,8 +130,15 @@ def test_a_read_takes_so_many_messages_and_bytes_at_most_and_goes_on_in_their_mi
     with leading(dsn, recorder, replace(CDC, page_min=1_000, page_max=1_000)) as leader:
         streaming(leader)
         monkeypatch.setattr("outbox.relay.cdc.MESSAGES_A_READ", 50)
+        engine = leader._engine
+        receive, given = engine._replication.receive, count()
+
+        def at_hand():
+            """What a read finds is the whole transaction, of 400 messages and more, however slowly it comes."""
+            return until(receive) if next(given) < 300 else receive()
+
+        monkeypatch.setattr(engine._replication, "receive", at_hand)
         append(producer, "order-1", [event() for _ in range(200)])
-        engine = leader._engine  # the transaction has 400 messages and more
         until(lambda: engine.read(leader._cursor, 1_000).rows == [] and engine._more)
         published(leader, recorder, 200)
         monkeypatch.undo()
