@@ -55,8 +55,11 @@ def _slot_lost(run: Run) -> None:
 
 
 def _streaming(run: Run) -> str | None:
-    """The slot that is streamed from now."""
-    query = "SELECT slot_name FROM pg_replication_slots WHERE database = current_database() AND active"
+    """The slot that is streamed from now; not one that is only being made, which could be ended again and again."""
+    query = (
+        "SELECT slot_name FROM pg_replication_slots"
+        " WHERE database = current_database() AND active AND confirmed_flush_lsn > '0/0'"
+    )
     slot: str | None = run.value(query)
     return slot
 
