@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
 import psycopg
@@ -23,6 +23,10 @@ DEFAULTS: Final[Mapping[str, str | int]] = {
     "application_name": "outbox",
 }
 """libpq's settings where the DSN says nothing."""
+
+HALTED_MS: Final = 10_000
+"""How long the server lets a leader's transaction stand still. One that is stopped in its midst (its process halted,
+its machine asleep) has lost its lease, but would hold its successor up with what it has locked: the server ends it."""
 
 NEEDED: Final = ("event", "outbox", "relay_cursor", "checkpoint", "dead_letter")
 
@@ -45,6 +49,11 @@ def connect(dsn: str, *, autocommit: bool = True, **settings: str) -> Connection
         connection.close()
         raise DatabaseError(f"PostgreSQL refused a setting: {first_line(error)}") from error
     return connection
+
+
+def leading(dsn: str) -> AbstractContextManager[Connection]:
+    """:func:`connected`, for what a leader writes: see :data:`HALTED_MS`."""
+    return connected(dsn, idle_in_transaction_session_timeout=str(HALTED_MS))
 
 
 @contextmanager

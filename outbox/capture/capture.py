@@ -19,7 +19,7 @@ from outbox.capture.snapshot import Tell
 from outbox.capture.table import find, look
 from outbox.capture.writer import Counts
 from outbox.codec import Registry
-from outbox.database import Connection, check_migrated, connected, first_line
+from outbox.database import Connection, check_migrated, connected, first_line, leading
 from outbox.errors import DatabaseError, Fenced, SettingsError
 from outbox.log.identity import check_identity
 from outbox.logs import logger
@@ -130,7 +130,7 @@ class Capture:
             lease.release(connection)
             raise SettingsError(f"capture {self._settings.name!r} has no tables: outbox capture TABLE...")
         log.info("leading", capture=standing.name, epoch=standing.epoch)
-        with connected(self._dsn) as writing, Keeper(self._dsn, lease) as keeper:
+        with leading(self._dsn) as writing, Keeper(self._dsn, lease) as keeper:
             leader = Leader(
                 writing, self._source_dsn, self._registry, self._settings, standing, keeper.check, stop, self._tell,
                 self.counts,

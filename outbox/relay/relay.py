@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import psycopg
 
 from outbox.broker.protocol import Broker
-from outbox.database import Connection, check_migrated, connected, first_line
+from outbox.database import Connection, check_migrated, first_line, leading
 from outbox.errors import BrokerUnavailable, DatabaseError, Fenced
 from outbox.logs import logger
 from outbox.metrics import RELAY_ERRORS, RELAY_LEADER
@@ -56,7 +56,7 @@ class Relay:
 
     def _attempt(self, stop: threading.Event, *, drain: bool) -> bool:
         """Wait for the lease and lead; True if drained."""
-        with connected(self._dsn) as connection:
+        with leading(self._dsn) as connection:
             check_migrated(connection)
             lease = wait_for(connection, self._settings.name, self._holder, self._settings.lease_s, stop)
             return lease is not None and self._lead(connection, lease, stop, drain=drain)

@@ -7,6 +7,7 @@ import threading
 import psycopg
 import pytest
 
+from outbox.capture import registered
 from outbox.capture.writer import Writer
 from outbox.database import connected
 from outbox.errors import SettingsError
@@ -191,6 +192,38 @@ def test_a_second_process_stands_by_and_takes_over(things):
     with things.running():
         things.db.execute("INSERT INTO things VALUES (5, 'five', 5)")
         things.until(lambda: len(things.events()) == 5)
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["before its position is written", "behind it"])
+def test_a_leader_halted_in_the_midst_of_its_transaction_holds_nobody_up(things, monkeypatch, written):
+    things.drain()
+    halted, goes_on, move = threading.Event(), threading.Event(), registered.move
+
+    def halting(*given):
+        if written:
+            move(*given)
+        if not halted.is_set():
+            halted.set()
+            goes_on.wait(60)
+        if not written:
+            move(*given)
+
+    monkeypatch.setattr(registered, "move", halting)
+    monkeypatch.setattr("outbox.database.HALTED_MS", 500)
+    with things.running():
+        things.db.execute("INSERT INTO things VALUES (4, 'four', 4)")
+        assert halted.wait(30)
+        with connected(things.dsn) as connection:
+            # As if its time were up; the thread that keeps its lease would not run in a halted process either.
+            connection.execute("UPDATE outbox.lease SET epoch = epoch + 1, expires_at = '-infinity'")
+        with things.running():
+            things.db.execute("INSERT INTO things VALUES (5, 'five', 5)")
+            try:
+                things.until(lambda: len(things.events()) == 5)
+            finally:
+                goes_on.set()
+    things.drain()
+    assert [stream for stream, _, _ in told(things.events())] == [f"things-{n}" for n in range(1, 6)]
 
 
 # --------------------------------------------------------------- snapshots

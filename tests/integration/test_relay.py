@@ -14,6 +14,7 @@ import pytest
 
 from outbox.errors import BrokerUnavailable, DatabaseError
 from outbox.log.append import append
+from outbox.relay.parking import Parking
 from outbox.relay.relay import Relay, RelaySettings
 from tests.integration.appending import event
 from tests.relaying import Recorder, down, first_occurrences, until
@@ -52,6 +53,12 @@ def holder(producer):
     return producer.execute("SELECT holder, epoch FROM outbox.lease WHERE expires_at > clock_timestamp()").fetchone()
 
 
+def lose_lease(producer):
+    """As if a halted leader's time were up; the thread that keeps it here would not run in a halted process either."""
+    producer.execute("SET statement_timeout = '15s'")  # what the leader has locked is waited for
+    producer.execute("UPDATE outbox.lease SET epoch = epoch + 1, expires_at = '-infinity'")
+
+
 def test_a_running_relay_publishes_what_is_committed(database, producer):
     recorder = Recorder()
     with running(database, recorder):
@@ -77,6 +84,32 @@ def test_only_one_of_several_leads_and_a_stand_by_follows(database, producer):
         append(producer, "order-1", [event() for _ in range(20)])
         until(lambda: len(recorder.messages) == 40)
     assert recorder.versions("order-1") == list(range(1, 41))
+
+
+def test_a_leader_halted_in_the_midst_of_its_transaction_holds_nobody_up(database, producer, monkeypatch):
+    halted, goes_on, write = threading.Event(), threading.Event(), Parking.write
+
+    def halting(parking):
+        if not halted.is_set():
+            halted.set()
+            goes_on.wait(60)
+        write(parking)
+
+    monkeypatch.setattr(Parking, "write", halting)
+    monkeypatch.setattr("outbox.database.HALTED_MS", 500)
+    recorder = Recorder()
+    recorder.refuse = {"order-2"}
+    append(producer, "order-2", event())
+    with running(database, recorder):
+        assert halted.wait(20)
+        lose_lease(producer)
+        with running(database, recorder):
+            append(producer, "order-1", event())
+            try:
+                until(lambda: recorder.versions("order-1") == [1])
+            finally:
+                goes_on.set()
+    assert producer.execute("SELECT count(DISTINCT key) FROM outbox.parked").fetchone() == (1,)
 
 
 def test_the_relay_goes_on_when_the_broker_comes_back(database, producer):
@@ -141,6 +174,7 @@ def test_draining_raises_what_stands_in_its_way(database, producer):
 PROGRAM = """
 import sys, threading
 from outbox.broker.local import LocalBroker
+from outbox.relay.parking import Parking
 from outbox.relay.relay import Relay, RelaySettings
 dsn = sys.argv[1]
 Relay(dsn, lambda: LocalBroker(dsn), RelaySettings(lease_s=0.6, page_min=10, page_max=50)).run(threading.Event())
