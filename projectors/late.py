@@ -55,7 +55,9 @@ def newest_of(connection: Connection, plan: Plan, registry: Registry) -> Newest:
             now = fold_each(plan, stream, history)
             live = now.changes()
             yield from embedded(live, plan.embed)
-            for key in sorted(keys[stream] - {c.key for c in live}):
+            # Whoever writes this may be behind the log: what comes and goes in between must not be left standing
+            # when its older changes are applied after this.
+            for key in sorted((keys[stream] | now.ever) - {c.key for c in live}):
                 yield Change(key, stream, now.good_version, None)
 
     return newest

@@ -32,6 +32,8 @@ class Modelled:
     good_version: int
     records: Sequence[Record]
     failure: Failure | None = None
+    ever: frozenset[str] = frozenset()
+    """Keys of the records that any state up to then had; only :func:`fold_each` knows them."""
 
     def changes(self) -> list[Change]:
         """The records as changes of the version they are of."""
@@ -81,15 +83,16 @@ def fold_each(plan: Plan, stream: str, events: Iterable[Event]) -> Modelled:
     This is what a projector does with the stream; its records are those that the store keeps while it is parked.
     """
     done = Modelled(stream, 0, ())
-    state = State()
+    state, ever = State(), frozenset[str]()
     for event in events:
         try:
             state = advance(plan.projection, state, event)
             made = forms(plan.projection, stream, state.value)
         except Exception as error:  # noqa: BLE001  # likewise
             failure = Failure(stream, event.version, event.type, said(error))
-            return Modelled(stream, done.good_version, done.records, failure)
-        done = Modelled(stream, event.version, _records(made))
+            return Modelled(stream, done.good_version, done.records, failure, ever)
+        ever |= made.keys()
+        done = Modelled(stream, event.version, _records(made), ever=ever)
     return done
 
 

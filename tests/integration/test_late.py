@@ -108,6 +108,19 @@ def test_what_a_late_write_wrote_over_is_put_right(world: World) -> None:
     assert world.held() == {"thing-1#0": 4}
 
 
+def test_older_changes_that_follow_do_not_bring_back_what_the_log_has_deleted_by_now(world: World) -> None:
+    second, third, _ = world.append("uno two"), world.append("uno two three"), world.append("uno")
+
+    def meanwhile() -> None:
+        world.now += 60
+
+    world.paused.meanwhile = meanwhile
+    world.late.apply(G, second)
+    assert world.held() == {"thing-1#0": 4}
+    world.late.apply(G, third)
+    assert world.held() == {"thing-1#0": 4}
+
+
 def test_without_it_the_late_write_would_stand(world: World) -> None:
     second = world.append("uno two")
     world.paused.meanwhile = overtaken(world, 60)
