@@ -25,8 +25,7 @@ from benchmarks.measuring import interleaved
 from benchmarks.memory import peak_mib
 from benchmarks.relay import ENGINES, KEYS, Relays, contender
 from benchmarks.results import Result, at_least, at_most, beside
-from benchmarks.running import options, run
-from benchmarks.waiting import Backlog, fill
+from benchmarks.waiting import Backlog, fill, run_on_rows
 from deploy.local.resolve import Resolved
 from outbox.broker import KafkaSettings, open_kafka
 
@@ -85,13 +84,7 @@ def measure(servers: Resolved, given: argparse.Namespace) -> Iterator[Result]:
 
 
 def main() -> None:
-    parser = options(__doc__)
-    parser.add_argument("--rows", type=int, default=ROWS, help=f"that wait in each turn ({ROWS:,})")
-    parser.add_argument("--keys", type=int, default=KEYS, help=f"streams they belong to ({KEYS:,})")
-    given = parser.parse_args()
-    if given.quick:
-        given.rows, given.keys = 1_000, 20
-    run("debezium", ["postgres", "kafka"], measure, given)
+    run_on_rows("debezium", __doc__, measure, ROWS, KEYS, quick_rows=1_000)
 
 
 if __name__ == "__main__":

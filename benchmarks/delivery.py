@@ -18,8 +18,7 @@ from benchmarks.databases import fresh_database
 from benchmarks.draining import Drained, drained, prepared
 from benchmarks.measuring import interleaved
 from benchmarks.results import Result, at_least, beside
-from benchmarks.running import options, run
-from benchmarks.waiting import Backlog
+from benchmarks.waiting import Backlog, run_on_rows
 from deploy.local.resolve import Resolved
 from outbox.broker import KafkaSettings
 from outbox.broker.settings import Client
@@ -67,13 +66,7 @@ def drain(backlog: Backlog, kafka: KafkaSettings, settings: RelaySettings) -> Dr
 
 
 def main() -> None:
-    parser = options(__doc__)
-    parser.add_argument("--rows", type=int, default=ROWS, help=f"that wait in each turn ({ROWS:,})")
-    parser.add_argument("--keys", type=int, default=KEYS, help=f"streams they belong to ({KEYS:,})")
-    given = parser.parse_args()
-    if given.quick:
-        given.rows, given.keys = 400, 20
-    run("delivery", ["postgres", "kafka"], measure, given)
+    run_on_rows("delivery", __doc__, measure, ROWS, KEYS)
 
 
 if __name__ == "__main__":

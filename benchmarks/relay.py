@@ -19,8 +19,7 @@ from benchmarks.databases import fresh_database
 from benchmarks.draining import drained, prepared
 from benchmarks.measuring import interleaved
 from benchmarks.results import Result, Target, at_least, beside
-from benchmarks.running import options, run
-from benchmarks.waiting import Backlog
+from benchmarks.waiting import Backlog, run_on_rows
 from deploy.local.resolve import Resolved
 from outbox.broker import KafkaSettings
 from outbox.broker.settings import Client
@@ -93,13 +92,7 @@ def measure(servers: Resolved, given: argparse.Namespace) -> Iterator[Result]:
 
 
 def main() -> None:
-    parser = options(__doc__)
-    parser.add_argument("--rows", type=int, default=ROWS, help=f"that wait in each turn ({ROWS:,})")
-    parser.add_argument("--keys", type=int, default=KEYS, help=f"streams they belong to ({KEYS:,})")
-    given = parser.parse_args()
-    if given.quick:
-        given.rows, given.keys = 400, 20
-    run("relay", ["postgres", "kafka"], measure, given)
+    run_on_rows("relay", __doc__, measure, ROWS, KEYS)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Final
 import psycopg
 from psycopg import conninfo
 
+from benchmarks.running import Measure, options, run
 from outbox.codec import default_registry
 from outbox.database import connected
 
@@ -22,6 +23,7 @@ VARIANTS: Final = 200
 """Different values, so that a codec has no more to gain than with real ones."""
 SEED: Final = 20_241
 WORDS: Final = 5_000
+QUICK_KEYS: Final = 20
 
 PROCEDURE: Final = """
 CREATE OR REPLACE PROCEDURE public.benchmark_fill(mark text, total integer, keys integer, data bytea[])
@@ -90,3 +92,16 @@ class Backlog:
             fill(self.dsn, self.rows, self._keys)
             self._filled += 1
         return self.rows
+
+
+def run_on_rows(
+    name: str, description: str | None, measure: Measure, rows: int, keys: int, *, quick_rows: int = 400
+) -> None:
+    """The command line of a benchmark of rows that wait. Of the options, ``rows`` and ``keys`` are the defaults."""
+    parser = options(description)
+    parser.add_argument("--rows", type=int, default=rows, help=f"that wait in each turn ({rows:,})")
+    parser.add_argument("--keys", type=int, default=keys, help=f"streams they belong to ({keys:,})")
+    given = parser.parse_args()
+    if given.quick:
+        given.rows, given.keys = quick_rows, QUICK_KEYS
+    run(name, ["postgres", "kafka"], measure, given)

@@ -10,8 +10,9 @@ Names are loaded when first used, so that importing this package costs next to n
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from outbox.lazily import lazily
 
 if TYPE_CHECKING:
     from outbox.codec import Registry
@@ -61,7 +62,6 @@ _HOMES = {
     "outbox.log.statement": ("Appended", "Token"),
     "outbox.relay.relay": ("Relay", "RelaySettings"),
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AppendError",
@@ -93,12 +93,4 @@ __all__ = [
     "send_async",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazily(__name__, _HOMES, __all__)

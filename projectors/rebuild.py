@@ -275,19 +275,21 @@ class _Load:
                     self._park(modelled.failure)
                 batch += modelled.changes()
                 if len(batch) >= LOAD_BATCH:
-                    # Here and not by the writer: texts become vectors while the store takes the batch before.
-                    ready = embedded(batch, self._plan.embed)
-                    self._settle(writing)
-                    writing, batch = self._start(writer, ready, stream), []
-            ready = embedded(batch, self._plan.embed)
-            self._settle(writing)
+                    writing, batch = self._next(writer, writing, batch, stream), []
             if stream:
-                self._settle(self._start(writer, ready, stream))
+                self._next(writer, writing, batch, stream).result()
         return self._streams, self._records
 
-    def _start(self, writer: ThreadPoolExecutor, batch: Sequence[Change], stream: str) -> Future[None]:
-        self._records += len(batch)
-        return writer.submit(self._write, batch, stream, self._streams, self._records)
+    def _next(
+        self, writer: ThreadPoolExecutor, writing: Future[None] | None, batch: Sequence[Change], stream: str
+    ) -> Future[None]:
+        """Write a batch once the one before it is written. Texts become vectors here and not in the writer's thread:
+        meanwhile the store takes the batch before."""
+        ready = embedded(batch, self._plan.embed)
+        if writing is not None:
+            writing.result()
+        self._records += len(ready)
+        return writer.submit(self._write, ready, stream, self._streams, self._records)
 
     def _write(self, batch: Sequence[Change], stream: str, streams: int, records: int) -> None:
         try:
@@ -298,10 +300,6 @@ class _Load:
                     self._park(Failure(change.stream, change.version, "", f"{change.key}: {error.reasons[change.key]}"))
         ledger.note_progress(self._connection, self._plan.name, self._generation.name, stream, records)
         self._tell("load", streams, records)
-
-    def _settle(self, writing: Future[None] | None) -> None:
-        if writing is not None:
-            writing.result()
 
     def _park(self, failure: Failure) -> None:
         letter = DeadLetter(

@@ -166,6 +166,12 @@ def drop_slots(connection: Any) -> int:
     return dropped
 
 
+def lose_lease(connection: Any) -> None:
+    """As if a halted leader's time were up; the thread that keeps it here would not run in a halted process either."""
+    connection.execute("SET statement_timeout = '15s'")  # what the leader has locked is waited for
+    connection.execute("UPDATE outbox.lease SET epoch = epoch + 1, expires_at = '-infinity'")
+
+
 def drain(leader: Leader) -> int:
     total = 0
     while published := leader.step():

@@ -5,8 +5,9 @@ Names are loaded when first used: who reads the settings of one broker need not 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from outbox.lazily import lazily
 
 if TYPE_CHECKING:
     from outbox.broker.kafka import open_kafka
@@ -32,7 +33,6 @@ _HOMES = {
     "outbox.broker.protocol": _PROTOCOL,
     "outbox.broker.settings": ("KafkaSettings",),
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Broker",
@@ -49,12 +49,4 @@ __all__ = [
     "open_kafka",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazily(__name__, _HOMES, __all__)

@@ -71,7 +71,6 @@ class Search:
         self._asking = {name: Lock() for name in side.projecting}
         self._readers: dict[str, Any] = {}
         self._serving: dict[str, tuple[str, float]] = {}
-        self._answering: dict[Question, list[str]] = {}
 
     def __enter__(self) -> Self:
         self._stack.callback(self._disconnect)
@@ -172,11 +171,7 @@ class Search:
         return [self._ask_one(name, ask) for name in names]
 
     def _who(self, question: Question) -> list[str]:
-        # Kept: it reads what is installed from every package's metadata, 15 ms for each projector.
-        if question not in self._answering:
-            answering = [name for name in self._side.projecting if self._side.answers(name, question)]
-            self._answering[question] = answering
-        return self._answering[question]
+        return [name for name in self._side.projecting if self._side.answers(name, question)]
 
     def _ask_one(self, name: str, ask: Ask[R]) -> Sequence[R]:
         """Nothing before the projector's first generation serves. A reader is asked by one thread at a time."""

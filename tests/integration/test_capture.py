@@ -14,6 +14,7 @@ from outbox.errors import SettingsError
 from outbox.event import NewEvent
 from outbox.log.append import append
 from tests.capturing import THINGS, Captured, captured, things, told  # noqa: F401
+from tests.relaying import lose_lease
 
 # ------------------------------------------------------------ what is told
 
@@ -214,8 +215,7 @@ def test_a_leader_halted_in_the_midst_of_its_transaction_holds_nobody_up(things,
         things.db.execute("INSERT INTO things VALUES (4, 'four', 4)")
         assert halted.wait(30)
         with connected(things.dsn) as connection:
-            # As if its time were up; the thread that keeps its lease would not run in a halted process either.
-            connection.execute("UPDATE outbox.lease SET epoch = epoch + 1, expires_at = '-infinity'")
+            lose_lease(connection)
         with things.running():
             things.db.execute("INSERT INTO things VALUES (5, 'five', 5)")
             try:

@@ -17,7 +17,7 @@ from outbox.log.append import append
 from outbox.relay.parking import Parking
 from outbox.relay.relay import Relay, RelaySettings
 from tests.integration.appending import event
-from tests.relaying import Recorder, down, first_occurrences, until
+from tests.relaying import Recorder, down, first_occurrences, lose_lease, until
 
 QUICK = RelaySettings(lease_s=0.6, retry_s=0.02, page_min=10)
 
@@ -51,12 +51,6 @@ def running(dsn, broker, settings=QUICK):
 
 def holder(producer):
     return producer.execute("SELECT holder, epoch FROM outbox.lease WHERE expires_at > clock_timestamp()").fetchone()
-
-
-def lose_lease(producer):
-    """As if a halted leader's time were up; the thread that keeps it here would not run in a halted process either."""
-    producer.execute("SET statement_timeout = '15s'")  # what the leader has locked is waited for
-    producer.execute("UPDATE outbox.lease SET epoch = epoch + 1, expires_at = '-infinity'")
 
 
 def test_a_running_relay_publishes_what_is_committed(database, producer):
