@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import chromadb
 import psycopg
+from chromadb.api import ClientAPI
 from elasticsearch import Elasticsearch
 from neo4j import GraphDatabase
 from psycopg import sql
@@ -50,12 +52,17 @@ def documents(place: Place) -> dict[str, Held]:
 
 def vectors(place: Place) -> dict[str, Held]:
     """The serving generation's collection."""
-    host, _, port = place.address.removeprefix("http://").rpartition(":")
-    client = chromadb.HttpClient(host=host, port=int(port), settings=chromadb.Settings(anonymized_telemetry=False))
-    collection = client.get_collection(f"{place.projector}.{place.serving}.records", embedding_function=None)
+    collection = _chroma(place.address).get_collection(f"{place.projector}.{place.serving}.records", embedding_function=None)
     found = collection.get(include=["metadatas", "documents"])
     pairs = zip(found["ids"], found["metadatas"], found["documents"], strict=True)
     return {key: _vector(metadata, text) for key, metadata, text in pairs}
+
+
+@cache
+def _chroma(address: str) -> ClientAPI:
+    """One for all looks: making one takes longer than looking."""
+    host, _, port = address.removeprefix("http://").rpartition(":")
+    return chromadb.HttpClient(host=host, port=int(port), settings=chromadb.Settings(anonymized_telemetry=False))
 
 
 def nodes(place: Place) -> dict[str, Held]:
