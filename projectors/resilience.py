@@ -40,6 +40,11 @@ class Resilience:
     batch_max: int = 2_000
     apply_target_s: float = 1.0
 
+    @property
+    def messages(self) -> int:
+        """How many messages are taken at once by who is behind: of those of one key only the last is written."""
+        return max(self.batch, self.batch_max)
+
 
 class Pace:
     """How many changes the store takes at once; outlives the sessions, or a slow store would never be learnt."""

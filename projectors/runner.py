@@ -117,7 +117,7 @@ class Session:
            A crash before it: the batch comes again. After it: nothing to do.
         4. Tell the broker, for its own tools.
         """
-        deliveries = self._consumer.poll(self._stations.resilience.batch, self._stations.poll_s)
+        deliveries = self._consumer.poll(self._stations.resilience.messages, self._stations.poll_s)
         self._notice_assignment()
         if not deliveries:
             return 0
