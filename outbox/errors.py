@@ -13,6 +13,7 @@
 ├── ``BackupError``              a backup is damaged, incomplete or of another log
 ├── ``BrokerError``
 │   ├── ``BrokerUnavailable``    passing: try again later
+│   ├── ``MemberFenced``         another process has this one's member name; this one must end
 │   ├── ``MessagesLost``         a topic no longer has what was not read; the log has it
 │   └── ``MessageRefused``       for good: this one message will never be taken
 ├── ``NotParked``                nothing is parked there that could be tried again or discarded
@@ -97,6 +98,20 @@ class BrokerError(OutboxError):
 
 class BrokerUnavailable(BrokerError):
     """The broker cannot be reached or did not answer in time; trying again later may succeed."""
+
+
+class MemberFenced(BrokerError):
+    """Another process has joined a group under this one's member name and has its partitions; this one is out of it.
+
+    Ends the process: joining again would put the other one out, and so for ever.
+    """
+
+    def __init__(self, bootstrap: str, member: str | None) -> None:
+        super().__init__(
+            f"Kafka at {bootstrap}: another process has taken the member name {member!r}, so this one ends: nothing to"
+            " do if the other is its successor, else give each running process a name of its own (OUTBOX_KAFKA__MEMBER)"
+        )
+        self.member = member
 
 
 class MessagesLost(BrokerError):

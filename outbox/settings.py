@@ -53,6 +53,7 @@ class Kafka(Section):
     compression: Compression | None = None
     max_message_bytes: int = Field(MESSAGE_BYTES_MAX, ge=1_000)
     session_timeout_s: float = Field(10.0, gt=0)
+    member: str | None = None
     timeout_s: float = Field(30.0, gt=0)
     security: dict[str, Any] = {}
 

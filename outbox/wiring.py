@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from outbox.settings import Settings
@@ -33,15 +33,20 @@ class WriteSide:
 
         return connect(self.dsn)
 
-    def broker(self) -> Broker:
-        """A new broker object; nothing is connected yet."""
+    def broker(self, *, named: bool = False) -> Broker:
+        """A new broker object; nothing is connected yet.
+
+        ``named``: its consumers join their groups as ``kafka.member``. That is for projectors: whoever reads a
+        topic's end and goes must leave its group when it does, and a member with a name never leaves.
+        """
         if self.settings.mode == "embedded":
             from outbox.broker.local import LocalBroker
 
             return LocalBroker(self.dsn)
         from outbox.broker.kafka import open_kafka
 
-        return open_kafka(self.settings.kafka_settings())
+        kafka = self.settings.kafka_settings()
+        return open_kafka(kafka if named else replace(kafka, member=None))
 
     def relay(self) -> Relay:
         from outbox.relay.relay import Relay

@@ -20,7 +20,15 @@ from outbox.broker.protocol import Broker, Consumer, Delivery, TopicPartition
 from outbox.codec import Registry
 from outbox.database import Connection, check_migrated, connect, first_line
 from outbox.envelope import read_event
-from outbox.errors import BrokerError, BrokerUnavailable, DatabaseError, InvalidEvent, StoreError, WaitTimeout
+from outbox.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    DatabaseError,
+    InvalidEvent,
+    MemberFenced,
+    StoreError,
+    WaitTimeout,
+)
 from outbox.event import Event
 from outbox.log.identity import check_identity
 from outbox.log.read import read_below, read_stream
@@ -245,13 +253,16 @@ class Runner:
 
         An outage (of the store, the broker, the database) ends the session, never the process: the projector
         rests, then opens everything anew and goes on from its checkpoint. Wrong settings and errors of our
-        own code do end it.
+        own code do end it, and so does a process that has taken its name
+        (:class:`~outbox.errors.MemberFenced`): joining again would put that one out in its turn.
         """
         rest_s = self._stations.rest_s
         while not stop.is_set():
             began = time.monotonic()
             try:
                 self._session(stop)
+            except MemberFenced:
+                raise
             except (StoreError, BrokerError, DatabaseError, WaitTimeout, psycopg.Error) as error:
                 if time.monotonic() - began > self._stations.rest_s * REST_FACTOR_MAX:
                     rest_s = self._stations.rest_s

@@ -74,7 +74,7 @@ class ReadSide:
         """What a projector is connected to."""
         return Stations(
             dsn=self.write.dsn,
-            broker=self.write.broker,
+            broker=lambda: self.write.broker(named=True),
             sink=lambda: self.open_sink(name),
             registry=self.write.registry,
             resilience=Resilience(batch=self.layout.of(name).batch),

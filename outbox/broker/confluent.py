@@ -22,7 +22,10 @@ from outbox.errors import BrokerError, BrokerUnavailable
 log: Final = logging.getLogger("outbox.broker.librdkafka")
 """Where librdkafka writes. It would print to standard error by itself."""
 
-log.addFilter(lambda record: "enable.gapless.guarantee is experimental" not in record.getMessage())
+SAID: Final = ("enable.gapless.guarantee is experimental", "Static consumer fenced")
+"""Parts of lines that are left out: of what was chosen, and of what is raised as an error of ours."""
+
+log.addFilter(lambda record: not any(said in record.getMessage() for said in SAID))
 
 RECONNECT_BACKOFF_MAX_MS: Final = 1_000
 """librdkafka's own 10 s would be felt after every restart of a server."""

@@ -7,11 +7,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from outbox.broker.confluent_member import Name
 from outbox.broker.librdkafka import opened, unavailable
 from outbox.broker.protocol import Delivery, Start, TopicPartition
 from outbox.broker.settings import KafkaSettings
 from outbox.broker.topics import decode_headers, decode_key
-from outbox.errors import BrokerError
+from outbox.errors import BrokerError, MemberFenced
 from outbox.logs import logger
 
 log: Final = logger("outbox.broker")
@@ -48,6 +49,8 @@ class ConfluentConsumer:
         self._pending: Sequence[TopicPartition] = ()
         self._lost: set[TopicPartition] = set()
         self._failure: Exception | None = None
+        self._fenced: MemberFenced | None = None
+        """Never put back: librdkafka does nothing more after it."""
         self._down: str | None = None
         self._heard_at = time.monotonic()
         session_ms = int(settings.session_timeout_s * 1000)
@@ -65,14 +68,24 @@ class ConfluentConsumer:
             "queued.max.messages.kbytes": QUEUE_KIB_MAX,
             "error_cb": self._on_error,
         }
+        self._name: Name | None = None
+        self._outside = False
+        """Out of its group, and not to go back before it is known that nobody has taken its name."""
+        if settings.member is not None:
+            self._options["group.instance.id"] = settings.member
+            self._name = Name(library, options, settings, group)
         self._consumer: Any = None
         self._open()
 
     def poll(self, max_messages: int, timeout_s: float) -> Sequence[Delivery]:
         """See the protocol."""
+        if self._outside:
+            self._return()
         if self._pending:
             self._begin()
         deliveries = self._deliveries(self._fetch(min(max_messages, FETCH_MAX), timeout_s))
+        if self._fenced is not None:
+            raise self._fenced
         if self._lost:
             self._assign_again()
         if deliveries:
@@ -93,7 +106,7 @@ class ConfluentConsumer:
         return frozenset(self._starts)
 
     def close(self) -> None:
-        """Leave the group, so that the others need not wait for the session to run out."""
+        """Leave the group, so that the others need not wait for the session to run out. Under a name it stays in it."""
         consumer, self._consumer = self._consumer, None
         self._starts = {}
         if consumer is not None:
@@ -101,9 +114,20 @@ class ConfluentConsumer:
 
     def _open(self) -> None:
         self._consumer = opened(self._library, lambda: self._library.Consumer(self._options))
+        self._subscribe()
+
+    def _subscribe(self) -> None:
         self._consumer.subscribe(
-            self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+            self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
+
+    def _return(self) -> None:
+        """Into the group, unless another process has this one's name there."""
+        if self._name is not None and self._name.taken():
+            self._fenced = MemberFenced(self._settings.bootstrap, self._settings.member)
+            raise self._fenced
+        self._subscribe()
+        self._outside = False
 
     def _fetch(self, max_messages: int, timeout_s: float) -> list[Any]:
         """``consume`` would wait for all of ``max_messages``: so take what is there, else wait for one."""
@@ -133,11 +157,18 @@ class ConfluentConsumer:
             self._restart(message)
         elif error.code() in (codes.TOPIC_AUTHORIZATION_FAILED, codes.GROUP_AUTHORIZATION_FAILED):
             self._failure = BrokerError(f"Kafka at {self._settings.bootstrap} refuses: {error.str()}")
-        elif error.fatal():
-            self._failure = unavailable(self._settings, error.str())
+        elif error.fatal() or error.code() == codes._FATAL:  # noqa: SLF001 - as above
+            self._note_fatal(error)
         else:
             log.warning("broker.consumer", error=error.str())
         return False
+
+    def _note_fatal(self, error: Any) -> None:
+        """The client names a fatal error's reason by its text only: so by the text it has for that reason."""
+        if self._library.KafkaError(self._library.KafkaError.FENCED_INSTANCE_ID).str() in error.str():
+            self._fenced = MemberFenced(self._settings.bootstrap, self._settings.member)
+        else:
+            self._failure = unavailable(self._settings, error.str())
 
     def _restart(self, message: Any) -> None:
         log.warning(
@@ -162,6 +193,8 @@ class ConfluentConsumer:
         self._assign()
 
     def _on_assign(self, consumer: Any, partitions: Sequence[Any]) -> None:
+        if self._name is not None:
+            self._name.known_as(consumer.memberid())
         self._pending = [TopicPartition(p.topic, p.partition) for p in partitions]
         try:
             self._begin()
@@ -185,10 +218,17 @@ class ConfluentConsumer:
         self._starts, self._pending = {}, ()
         self._lost.clear()
 
+    def _on_lost(self, consumer: Any, partitions: Sequence[Any]) -> None:
+        self._on_revoke(consumer, partitions)
+        if self._name is not None:
+            self._outside = True
+            with contextlib.suppress(self._library.KafkaException):  # already fenced: then it does not join again
+                consumer.unsubscribe()  # else it would, at once
+
     def _on_error(self, error: Any) -> None:
         codes = self._library.KafkaError
         if error.fatal():
-            self._failure = unavailable(self._settings, error.str())
+            self._note_fatal(error)
         elif error.code() in (codes._ALL_BROKERS_DOWN, codes._AUTHENTICATION):  # noqa: SLF001 - as above
             self._down = error.str()
 

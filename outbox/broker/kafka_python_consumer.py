@@ -63,6 +63,7 @@ class KafkaPythonConsumer:
             self._consumer: Any = KafkaConsumer(
                 **connection_options(settings) | {"request_timeout_ms": max(settings.timeout_ms, session_ms)},
                 group_id=group,
+                group_instance_id=settings.member,
                 enable_auto_commit=False,
                 auto_offset_reset="none",
                 allow_auto_create_topics=False,
@@ -107,7 +108,7 @@ class KafkaPythonConsumer:
         return frozenset(TopicPartition(*tp) for tp in self._consumer.assignment() or () if tp not in waiting)
 
     def close(self) -> None:
-        """Leave the group, so that the others need not wait for the session to run out."""
+        """Leave the group, so that the others need not wait for the session to run out. Under a name it stays in it."""
         with contextlib.suppress(errors.KafkaError, OSError):
             self._consumer.close(autocommit=False, timeout_ms=PROBE_WAIT_MS)
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from kafka import codec, errors
 
 from outbox.broker.settings import KafkaSettings
-from outbox.errors import BrokerError, BrokerUnavailable, SettingsError
+from outbox.errors import BrokerError, BrokerUnavailable, MemberFenced, SettingsError
 from outbox.logs import logger
 
 log: Final = logger("outbox.broker")
@@ -73,7 +73,7 @@ def compression(settings: KafkaSettings) -> str | None:
 @contextmanager
 def translated(settings: KafkaSettings) -> Iterator[None]:
     """Raise kafka-python's errors as ours: what passes by itself as BrokerUnavailable, what a person must
-    mend as SettingsError or BrokerError."""
+    mend as SettingsError or BrokerError, a name that was taken as MemberFenced."""
     try:
         yield
     except errors.KafkaConfigurationError as error:
@@ -81,6 +81,8 @@ def translated(settings: KafkaSettings) -> Iterator[None]:
     except errors.UnsupportedCodecError as error:
         names = ", ".join(package for _, package in CODECS.values())
         raise BrokerError(f"a message's compression needs one of the packages {names}: {one_line(error)}") from error
+    except errors.FencedInstanceIdError as error:
+        raise MemberFenced(settings.bootstrap, settings.member) from error
     except REFUSED as error:
         raise BrokerError(f"Kafka at {settings.bootstrap} refuses: {one_line(error)}") from error
     except (errors.KafkaError, OSError) as error:

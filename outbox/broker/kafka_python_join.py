@@ -4,12 +4,17 @@ kafka-python 3.0.12 waits for a join only inside ``poll`` and at most as long as
 two polls is begun again (a member busy between polls may so keep its group rebalancing), and one begun because a
 topic's partitions became known is forgotten: nobody takes up the answer, heartbeats stay off, and the member reads
 its old partitions for ever. So a join runs here as one task of the client's own thread, however long it takes.
+
+Nor does it say that a heartbeat was answered with FENCED_INSTANCE_ID (another process has the member's name): it stops
+its heartbeats and reads on. So that is asked here.
 """
 
 from __future__ import annotations
 
 import threading
 from typing import Any
+
+from kafka import errors
 
 
 class Joining:
@@ -22,6 +27,8 @@ class Joining:
 
     def joined(self, timeout_s: float) -> bool:
         """Whether the member is in its group; waits at most ``timeout_s`` for a join. Raises kafka-python's errors."""
+        if self._fenced():
+            raise errors.FencedInstanceIdError
         if self._task is None and self._wanted():
             self._begin()
         if self._task is None:
@@ -32,6 +39,14 @@ class Joining:
         if task.failed():
             raise task.exception
         return True
+
+    def _fenced(self) -> bool:
+        """Whether it has joined and yet its heartbeats are off: no other way leads there."""
+        coordinator = self._coordinator
+        if self._task is not None or coordinator.group_instance_id is None:
+            return False
+        with coordinator._lock:  # noqa: SLF001 - held where a join ends
+            return bool(coordinator.stable() and not self._wanted() and not coordinator._heartbeat_enabled)  # noqa: SLF001
 
     def _wanted(self) -> bool:
         return bool(self._coordinator.rejoining or self._coordinator.need_rejoin())

@@ -111,7 +111,7 @@ class Consumer(Protocol):
         """The partitions this member has now."""
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group; a member with a name (Kafka) stays in it for as long as its session."""
 
 
 class Start(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
@@ -13,6 +14,9 @@ Compression = Literal["lz4", "gzip", "snappy", "zstd", "none"]
 
 MESSAGE_BYTES_MAX: Final = 1_000_000
 """Kafka's default ``message.max.bytes`` is 1 MiB and counts the batch around the message too."""
+
+MEMBER_NAME: Final = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,249}")
+"""What Kafka's own clients take for a ``group.instance.id``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,13 @@ class KafkaSettings:
     """A member that has died gives up its partitions after this. The servers take 6 s at least by default."""
     poll_interval_max_s: float = 300.0
     """A member that has not polled for this long gives up its partitions."""
+    member: str | None = None
+    """The process's name in its groups (Kafka's static membership, ``group.instance.id``, KIP-345). One that is
+    killed and started again under its name within ``session_timeout_s`` has its partitions back at once, and the
+    other members keep theirs. In return a member with a name never leaves: one that is closed for good keeps its
+    partitions, unread, for ``session_timeout_s``. Every running process needs a name of its own: of two with one
+    name in one group the older gets :class:`~outbox.errors.MemberFenced`. None: a member leaves when it is closed,
+    and one that was killed is waited for."""
     security: Mapping[str, Any] = field(default_factory=dict)
     """TLS and SASL options by librdkafka's names (``security.protocol``, ``sasl.mechanism``,
     ``sasl.username``, ``sasl.password``, ``ssl.ca.location``, ``ssl.certificate.location``,
@@ -56,6 +67,10 @@ class KafkaSettings:
                 raise SettingsError(f"kafka.{name} is {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
         if not self.bootstrap.strip():
             raise SettingsError("kafka.bootstrap is empty: give host:port")
+        if self.member is not None and not MEMBER_NAME.fullmatch(self.member):
+            raise SettingsError(
+                f"kafka.member is {self.member!r}: 1 to 249 letters, digits, '.', '_' and '-', and not '.' or '..'"
+            )
         for name in ("partitions", "max_message_bytes", "timeout_s", "session_timeout_s", "poll_interval_max_s"):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"kafka.{name} is {getattr(self, name)!r}: it must be above 0")

@@ -232,11 +232,24 @@ def test_a_missing_client_is_named_with_what_to_install(bootstrap, monkeypatch) 
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"client": "java"}, {"compression": "rar"}, {"partitions": 0}, {"timeout_s": 0}, {"bootstrap": " "}]
+    "wrong",
+    [
+        {"client": "java"},
+        {"compression": "rar"},
+        {"partitions": 0},
+        {"timeout_s": 0},
+        {"bootstrap": " "},
+        *({"member": name} for name in ("", ".", "..", "a b", "pod-0\n", "ä", "x" * 250)),
+    ],
 )
 def test_a_wrong_setting_is_named(wrong) -> None:
     with pytest.raises(SettingsError, match=next(iter(wrong))):
         KafkaSettings(**{"bootstrap": "localhost:9092"} | wrong)
+
+
+@pytest.mark.parametrize("name", ["0", "shop-projector-0", "host.example_1", "...", "x" * 249])
+def test_names_of_pods_and_hosts_can_be_a_members(name) -> None:
+    assert KafkaSettings("localhost:9092", member=name).member == name
 
 
 @pytest.mark.parametrize("client", CLIENTS)

@@ -126,10 +126,12 @@ def test_each_section_reaches_the_part_it_is_for(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("OUTBOX_KAFKA__BOOTSTRAP", "kafka:9092")
     monkeypatch.setenv("OUTBOX_KAFKA__PARTITIONS", "3")
     monkeypatch.setenv("OUTBOX_KAFKA__SECURITY", '{"sasl.username": "me"}')
+    monkeypatch.setenv("OUTBOX_KAFKA__MEMBER", "shop-projector-0")
     settings = load(prefix="shop", relay={"name": "second", "page_max": 500})
     assert settings.dsn == "postgresql://somewhere"
     kafka = settings.kafka_settings()
     assert (kafka.bootstrap, kafka.partitions, dict(kafka.security)) == ("kafka:9092", 3, {"sasl.username": "me"})
+    assert kafka.member == "shop-projector-0"
     relay = settings.relay_settings()
     assert (relay.name, relay.prefix, relay.page_max) == ("second", "shop", 500)
 

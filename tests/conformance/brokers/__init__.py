@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from psycopg.conninfo import make_conninfo
 
@@ -32,11 +33,9 @@ class Kind:
     """A value that is never taken."""
 
 
-def open_kafka_client(client: str, address: str, timeout_s: float) -> Broker:
-    settings = KafkaSettings(
-        address, client=client, compression="gzip", partitions=4, timeout_s=timeout_s, session_timeout_s=6.0
-    )
-    return open_kafka(settings)
+def open_kafka_client(client: str, address: str, timeout_s: float, **more: Any) -> Broker:
+    usual = {"client": client, "compression": "gzip", "partitions": 4, "session_timeout_s": 6.0}
+    return open_kafka(KafkaSettings(address, timeout_s=timeout_s, **usual | more))
 
 
 def open_local(address: str, timeout_s: float) -> Broker:

@@ -12,10 +12,11 @@ KILLED = {
 }
 
 
-def _killed(run: Run, point: str) -> None:
+def _killed(run: Run, point: str, **more: str) -> None:
+    """``more``: settings that its supervisor gives it."""
     run.begin()
     run.children["project"].stop()
-    run.again("project", point=f"{point}:{run.source.randrange(1, 8)}:kill")
+    run.again("project", point=f"{point}:{run.source.randrange(1, 8)}:kill", **more)
     run.died("project")
     if run.quietly:
         run.stop_writers()
@@ -99,7 +100,8 @@ def _zombie_in_the_window(run: Run) -> None:
 
 @fault("projector: killed before the store write, Kafka", broker="kafka", bound_s=60, cheap=False)
 def _killed_kafka(run: Run) -> None:
-    _killed(run, "project.apply.rows:before")
+    """Its supervisor gives it one name for good, so that Kafka need not wait whether it comes back."""
+    _killed(run, "project.apply.rows:before", OUTBOX_KAFKA__MEMBER="project-0")
 
 
 @fault("projector: killed after the store write, Chroma", kinds=("vectors",), bound_s=60, cheap=False)
