@@ -15,10 +15,12 @@ from benchmarks.elsewhere import WITHIN_S, elsewhere
 from benchmarks.memory import peak_mib
 from outbox.broker import Broker, KafkaSettings, open_kafka
 from outbox.database import connected
+from outbox.garbage import collect_rarely
 from outbox.logs import configure_logging
+from outbox.relay.ahead import ReadAhead
 from outbox.relay.engines import open_engine
 from outbox.relay.exactly_once import ExactlyOnceLeader, recover
-from outbox.relay.leader import Engine, Leader
+from outbox.relay.leader import Leader
 from outbox.relay.lease import take
 from outbox.relay.settings import RelaySettings
 
@@ -58,7 +60,7 @@ def prepared(dsn: str, kafka: KafkaSettings, settings: RelaySettings) -> None:
 
 
 @contextmanager
-def leading(dsn: str, broker: Broker, settings: RelaySettings) -> Iterator[tuple[Leader, Engine]]:
+def leading(dsn: str, broker: Broker, settings: RelaySettings) -> Iterator[tuple[Leader, ReadAhead]]:
     """A leader, and the engine it reads from."""
     with connected(dsn) as connection:
         lease = take(connection, settings.name, "benchmark", LEASE_S)
@@ -83,6 +85,7 @@ def _slot_made(dsn: str, settings: RelaySettings) -> bool:
 
 def _drain(dsn: str, kafka: KafkaSettings, settings: RelaySettings, rows: int) -> Drained:
     configure_logging(logging.WARNING)
+    collect_rarely()  # as the command does
     began = time.perf_counter()
     with closing(open_kafka(kafka)) as broker, leading(dsn, broker, settings) as (leader, engine):
         lead_s = time.perf_counter() - began
@@ -93,7 +96,7 @@ def _drain(dsn: str, kafka: KafkaSettings, settings: RelaySettings, rows: int) -
         return Drained(published / took_s, peak_mib(os.getpid()), pages, lead_s)
 
 
-def _publish(leader: Leader, engine: Engine, rows: int) -> tuple[int, int]:
+def _publish(leader: Leader, engine: ReadAhead, rows: int) -> tuple[int, int]:
     """Step until so many rows are published; how many they were, and in how many pages."""
     published = pages = 0
     stop = threading.Event()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg
@@ -13,6 +13,7 @@ import psycopg
 from outbox.broker.protocol import Delivery, Message, TopicPartition
 from outbox.database import connected
 from outbox.errors import BrokerUnavailable, MessageRefused
+from outbox.relay.ahead import ReadAhead
 from outbox.relay.engines import open_engine
 from outbox.relay.leader import Leader
 from outbox.relay.lease import Lease, take
@@ -34,15 +35,15 @@ class Recorder:
         self.fault: Fault = lambda messages: None
         self.lock = threading.Lock()
 
-    def publish(self, messages: Sequence[Message]) -> list[tuple[TopicPartition, int]]:
+    def publish(self, messages: Sequence[Message]) -> dict[TopicPartition, int]:
         self.fault(messages)
-        sent = []
+        sent = {}
         for index, message in enumerate(messages):
             if message.key in self.refuse:
                 raise MessageRefused(f"{message.key} is too large", index)
             with self.lock:
                 self.messages.append(message)
-                sent.append((TopicPartition(message.topic, 0), len(self.messages) - 1))
+                sent[TopicPartition(message.topic, 0)] = len(self.messages) - 1
         return sent
 
     def producer(self) -> Recorder:
@@ -123,11 +124,8 @@ def leading(
 @contextmanager
 def _given(dsn: str, engine: Callable[..., Any], settings: RelaySettings) -> Iterator[Any]:
     with connected(dsn, **PLANNING) as reading:
-        reader = engine(reading, settings.prefix)
-        try:
+        with closing(ReadAhead(engine(reading, settings.prefix))) as reader:
             yield reader
-        finally:
-            reader.close()
 
 
 @contextmanager

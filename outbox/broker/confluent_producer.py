@@ -146,12 +146,11 @@ class ConfluentProducer(KafkaProducer):
         return unavailable(self._settings, str(error))
 
     def _placed(self, sent: Sequence[Lane]) -> Places:
-        following = {lane: iter(lane.reports).__next__ for lane in set(sent)}
-        placed = [(lane.partition, following[lane]()) for lane in sent]
-        failed = [report for _, report in placed if type(report) is not int]
+        lanes = set(sent)
+        failed = [report for lane in lanes for report in lane.reports if type(report) is not int]
         if failed:
             raise self._failure(failed)
-        return placed
+        return {lane.partition: lane.reports[-1] for lane in lanes}
 
     def _failure(self, failed: Sequence[Any]) -> Exception:
         """A refusal among the errors is the cause of the others, which librdkafka gives up for the sake of order."""

@@ -92,8 +92,8 @@ class KafkaPythonProducer(KafkaProducer):
         failed = [future.exception or "not acknowledged" for future in sent if not future.succeeded()]
         if failed:
             raise self._failure(failed)
-        partitions = {tp: TopicPartition(*tp) for tp in {future.value.topic_partition for future in sent}}
-        return [(partitions[future.value.topic_partition], future.value.offset) for future in sent]
+        last = {future.value.topic_partition: future.value.offset for future in sent}
+        return {TopicPartition(*partition): offset for partition, offset in last.items()}
 
     def _failure(self, failed: Sequence[Any]) -> Exception:
         """A refusal is fatal to this client: batches of other partitions fail with the same error."""

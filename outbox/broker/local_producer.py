@@ -77,13 +77,12 @@ class Chunk:
         messages = self.topic_ids, self.partitions, self.ranks, self.keys, self.values, self.headers
         return [*wanted, list(self.counts.values()), *messages, CHANNEL]
 
-    def placed(
-        self, bases: Mapping[tuple[int, int], int], names: Mapping[int, str]
-    ) -> list[tuple[TopicPartition, int]]:
-        """Where each message went; ``bases`` are the first offsets given out in each partition."""
-        lanes = {place: (TopicPartition(names[place[0]], place[1]), base) for place, base in bases.items()}
-        at = [lanes[place] for place in zip(self.topic_ids, self.partitions, strict=True)]
-        return [(tp, base + rank) for (tp, base), rank in zip(at, self.ranks, strict=True)]
+    def placed(self, bases: Mapping[tuple[int, int], int], names: Mapping[int, str]) -> Places:
+        """How far the messages reach; ``bases`` are the first offsets given out in each partition."""
+        return {
+            TopicPartition(names[topic_id], partition): bases[topic_id, partition] + count - 1
+            for (topic_id, partition), count in self.counts.items()
+        }
 
 
 class LocalPublishing:
@@ -142,11 +141,10 @@ class LocalPublishing:
             trim(connection, self._settings.keep_messages)
             self._until_trim = TRIM_EVERY_MESSAGES
 
-    def _placed(
-        self, chunks: Sequence[Chunk], bases: Sequence[Mapping[tuple[int, int], int]]
-    ) -> list[tuple[TopicPartition, int]]:
+    def _placed(self, chunks: Sequence[Chunk], bases: Sequence[Mapping[tuple[int, int], int]]) -> Places:
         names = {topic.id: name for name, topic in self._topics.items()}
-        return [place for chunk, base in zip(chunks, bases, strict=True) for place in chunk.placed(base, names)]
+        each = [chunk.placed(base, names) for chunk, base in zip(chunks, bases, strict=True)]
+        return {partition: last for places in each for partition, last in places.items()}
 
 
 class LocalProducer(LocalPublishing):
@@ -155,7 +153,7 @@ class LocalProducer(LocalPublishing):
     def publish(self, messages: Sequence[Message]) -> Places:
         """See the protocol. One transaction; up to 10,000 messages and 32 MiB are one round trip."""
         if not messages:
-            return []
+            return {}
         try:
             return self._publish(messages)
         except TopicRefused as error:

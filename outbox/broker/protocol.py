@@ -28,8 +28,7 @@ class Range(NamedTuple):
     """The offset the next message will get."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One message to publish. ``key`` decides its partition and its order."""
 
     topic: str
@@ -50,11 +49,15 @@ class Delivery:
     headers: Mapping[str, bytes] = field(default_factory=dict)
 
 
+Places = Mapping[TopicPartition, int]
+"""How far messages reach: of each partition they went to, the offset of the last one."""
+
+
 class Producer(Protocol):
     """Publishes in order. Used by one thread."""
 
-    def publish(self, messages: Sequence[Message]) -> Sequence[tuple[TopicPartition, int]]:
-        """Publish all and return each one's partition and offset once every one is durable, in the order given.
+    def publish(self, messages: Sequence[Message]) -> Places:
+        """Publish all, and return where they went once every one is durable. Those of a key stay in the order given.
 
         Topics that do not exist are made. Raises :class:`~outbox.errors.BrokerUnavailable` (some may
         have been published: publish them all again) or :class:`~outbox.errors.MessageRefused`.
@@ -63,9 +66,6 @@ class Producer(Protocol):
     def close(self) -> None:
         """Release the connection. Nothing published is lost by it."""
 
-
-Places = Sequence[tuple[TopicPartition, int]]
-"""Where messages went, in the order given: partition and offset of each."""
 
 Note = Callable[[Places], bytes]
 """Writes a note, once it is known where the messages have gone that it goes with."""

@@ -30,7 +30,7 @@ class KafkaProducer(ABC):
         and rights, which a client cannot know) is found only after messages behind it were sent: these are
         published again with the next batch."""
         if not messages:
-            return []
+            return {}
         try:
             return self.attempt(messages)
         except TopicRefused as error:
@@ -70,6 +70,6 @@ class KafkaProducer(ABC):
         half = len(messages) // 2
         first = self.publish(messages[:half])
         try:
-            return [*first, *self.publish(messages[half:])]
+            return {**first, **self.publish(messages[half:])}
         except MessageRefused as refusal:
             raise MessageRefused(str(refusal), half + refusal.index) from refusal

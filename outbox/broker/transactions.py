@@ -104,7 +104,7 @@ class KafkaTransactions:
 
     def _transact(self, messages: Sequence[Message], runs: Sequence[range], note: Note | None) -> Places:
         self._client.begin()
-        places = [place for run in runs for place in self._send(messages, run)]
+        places = {partition: last for run in runs for partition, last in self._send(messages, run).items()}
         noted = None if note is None else note(places)
         if noted is not None:
             self._put(noted)
@@ -120,7 +120,7 @@ class KafkaTransactions:
 
     def _send(self, messages: Sequence[Message], run: range) -> Places:
         try:
-            return self._client.attempt(messages[run.start : run.stop]) if run else []
+            return self._client.attempt(messages[run.start : run.stop]) if run else {}
         except MessageRefused as refusal:
             raise MessageRefused(str(refusal), run.start + refusal.index) from refusal
         except ServersRefused as error:

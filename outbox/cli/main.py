@@ -17,6 +17,7 @@ import typer
 
 from outbox.cli.context import Context
 from outbox.errors import InvalidEvent, OutboxError, SettingsError
+from outbox.garbage import collect_rarely
 
 # click's ClickException, wherever typer's release keeps it: what a wrong call raises.
 _USAGE: Any = typer.BadParameter.__mro__[2]
@@ -70,6 +71,7 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """The entry point. Turns expected errors into one line and an exit code."""
+    collect_rarely()
     try:
         code = _run()
     except _USAGE as error:

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Self
 
+from outbox.broker.protocol import Places
 from outbox.database import Connection
 from outbox.errors import Fenced
 
@@ -150,12 +151,12 @@ def advance(
     name: str,
     epoch: int,
     cursor: Cursor,
-    published: dict[tuple[str, int], int],
+    published: Places,
     ttl_s: float,
 ) -> None:
     """Write the cursor and what it has published, and renew the lease; all or nothing, only for the leader.
 
-    ``published``: the last offset by topic and partition. Raises :class:`~outbox.errors.Fenced`.
+    Raises :class:`~outbox.errors.Fenced`.
     """
     row = connection.execute(
         _ADVANCE,

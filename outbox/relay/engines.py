@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from outbox.database import connected
 from outbox.relay import slot
+from outbox.relay.ahead import Engine, ReadAhead
 from outbox.relay.cdc import CdcEngine
-from outbox.relay.leader import Engine
 from outbox.relay.lease import Lease
 from outbox.relay.poll import PLANNING, PollEngine
 from outbox.relay.settings import RelaySettings
 
 
 @contextmanager
-def open_engine(dsn: str, lease: Lease, settings: RelaySettings, *, drain: bool = False) -> Iterator[Engine]:
+def open_engine(dsn: str, lease: Lease, settings: RelaySettings, *, drain: bool = False) -> Iterator[ReadAhead]:
     """The engine for one term of a leader, on connections of its own.
 
     ``drain``: for publishing what is there and no more, which takes one look at the tables whatever the engine; the
@@ -28,7 +28,5 @@ def open_engine(dsn: str, lease: Lease, settings: RelaySettings, *, drain: bool 
             engine: Engine = PollEngine(connection, settings.prefix)
         else:
             engine = CdcEngine(dsn, connection, lease, settings)
-        try:
-            yield engine
-        finally:
-            engine.close()
+        with closing(ReadAhead(engine)) as ahead:
+            yield ahead

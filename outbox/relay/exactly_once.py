@@ -18,9 +18,10 @@ from outbox.log.identity import Identity, accept_timeline, check_identity, halt,
 from outbox.logs import logger
 from outbox.metrics import RELAY_PUBLISHED
 from outbox.relay import cursor as cursors
+from outbox.relay.ahead import ReadAhead
 from outbox.relay.cursor import Cursor
 from outbox.relay.horizon import Horizon
-from outbox.relay.leader import Again, Engine, Leader, Published
+from outbox.relay.leader import Again, Leader
 from outbox.relay.lease import Lease
 from outbox.relay.note import Done, Note
 from outbox.relay.parking import Key, Parking
@@ -43,7 +44,7 @@ class ExactlyOnceLeader(Leader):
     def __init__(
         self,
         connection: Connection,
-        engine: Engine,
+        engine: ReadAhead,
         transactions: Transactions,
         lease: Lease,
         settings: RelaySettings,
@@ -56,7 +57,7 @@ class ExactlyOnceLeader(Leader):
         self._identity = identity
         self._steps = cursors.steps(connection, lease.name)
 
-    def _publish(self, page: Page) -> Published:
+    def _publish(self, page: Page) -> Places:
         """Publish what is not parked. A refusal undoes the transaction, and the page is tried again without the row."""
         run = self._parking.pass_by(page.rows)
         while run:
@@ -79,16 +80,16 @@ class ExactlyOnceLeader(Leader):
                 rows = rows[: error.index]
         return Again((), {}, refused)
 
-    def _commit(self, rows: Sequence[OutboxRow], cursor: Cursor, done: Done | None = None) -> Published:
+    def _commit(self, rows: Sequence[OutboxRow], cursor: Cursor, done: Done | None = None) -> Places:
         def note(places: Places) -> bytes:
-            return self._note(rows, cursor, dict(places), done).encode()
+            return self._note(rows, cursor, places, done).encode()
 
-        published: Published = dict(self._transactions.publish([row.message for row in rows], note))
+        published = self._transactions.publish([row.message for row in rows], note)
         self._steps += 1
         RELAY_PUBLISHED.inc(len(rows))
         return published
 
-    def _note(self, rows: Sequence[OutboxRow], cursor: Cursor, published: Published, done: Done | None) -> Note:
+    def _note(self, rows: Sequence[OutboxRow], cursor: Cursor, published: Places, done: Done | None) -> Note:
         return Note(
             str(self._identity.log_id),
             self._identity.timeline_now,

@@ -7,19 +7,19 @@ At least once: a row is published before the cursor passes it. What a crash leav
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
-from outbox.broker.protocol import Producer
+from outbox.broker.protocol import Places, Producer, TopicPartition
 from outbox.database import Connection, first_line
 from outbox.errors import MessageRefused
 from outbox.logs import logger
 from outbox.metrics import RELAY_PUBLISHED
 from outbox.relay import cursor as cursors
+from outbox.relay.ahead import ReadAhead
 from outbox.relay.cursor import Cursor
 from outbox.relay.horizon import Horizon
 from outbox.relay.lease import Lease
@@ -36,33 +36,14 @@ TRIM_EVERY_S: Final = 30.0
 REDRIVE_EVERY_S: Final = 1.0
 """How soon a parked key that somebody asked for is tried again."""
 
-Published = dict[tuple[str, int], int]
-"""The last offset by topic and partition."""
-
 
 @dataclass(frozen=True, slots=True)
 class Again:
     """What became of a parked key's rows: those published now, and the one refused once more, with the reason."""
 
     rows: Sequence[OutboxRow]
-    published: Published
+    published: Places
     refused: tuple[OutboxRow, str] | None = None
-
-
-class Engine(Protocol):
-    """How rows leave PostgreSQL. Used by one thread."""
-
-    def read(self, cursor: Cursor, limit: int) -> Page:
-        """What comes after ``cursor``, about ``limit`` rows; none if nothing is new."""
-
-    def written(self, cursor: Cursor) -> None:
-        """The cursor is committed: what it has passed is not needed any more."""
-
-    def wait(self, stop: threading.Event, timeout_s: float) -> None:
-        """Wait for something new, at most ``timeout_s``; a poll cannot know, and sleeps."""
-
-    def close(self) -> None:
-        """Let go of what is held; the cursor says where to go on."""
 
 
 class Leader:
@@ -71,7 +52,7 @@ class Leader:
     def __init__(
         self,
         connection: Connection,
-        engine: Engine,
+        engine: ReadAhead,
         producer: Producer,
         lease: Lease,
         settings: RelaySettings,
@@ -97,20 +78,22 @@ class Leader:
         Raises :class:`~outbox.errors.Fenced`, or :class:`~outbox.errors.LogWentBack` before it publishes to a topic
         that holds events which the log lacks.
 
-        1. Read the next page after the cursor. A crash here leaves nothing.
+        1. Read the next page after the cursor, and begin to read the one after it if there is more. A crash here
+           leaves nothing.
         2. Publish it and wait until the broker has it all. A crash here: it is published again later,
            in the same order, and consumers know each event by its stream and version.
         3. Advance the cursor, the map of what is published and the lease, and write down what is parked, in
            one transaction that takes effect only for the leader's epoch. A crash after it leaves nothing to do.
         """
         page = self._engine.read(self._cursor, self._limit)
+        if self._adapt(len(page.rows)):
+            self._engine.begin(page, self._limit)
         self._ask(page.rows)
         published = self._publish(page)
         if page.rows or page.settle or self._due():
             self._advance(page.cursor, published)
             self._engine.written(page.cursor)
         self._cursor = page.cursor
-        self._adapt(len(page.rows))
         self._trim(len(page.rows))
         return len(page.rows) + self._redrive()
 
@@ -119,12 +102,12 @@ class Leader:
         if self._horizon is not None:
             self._horizon.check_topics({row.message.topic for row in rows if row.position is not None})
 
-    def _publish(self, page: Page) -> Published:
+    def _publish(self, page: Page) -> Places:
         """Publish what is not parked. A row that is refused splits its run in two, so no row is sent more than twice.
 
         (What came before it has been acknowledged, but at offsets the refusal does not tell.)
         """
-        published: Published = {}
+        published: dict[TopicPartition, int] = {}
         runs = [list(page.rows)]
         while runs:
             run = self._parking.pass_by(runs.pop(0))
@@ -139,14 +122,14 @@ class Leader:
         self._parking.hold(row, first_line(refused))
         log.warning("parked", topic=row.message.topic, key=row.message.key, reason=first_line(refused))
 
-    def _send(self, rows: Sequence[OutboxRow]) -> Published:
+    def _send(self, rows: Sequence[OutboxRow]) -> Places:
         if not rows:
             return {}
         sent = self._producer.publish([row.message for row in rows])
         RELAY_PUBLISHED.inc(len(rows))
-        return dict(sent)
+        return sent
 
-    def _advance(self, cursor: Cursor, published: Published) -> None:
+    def _advance(self, cursor: Cursor, published: Places) -> None:
         lease = self._lease
         with self._connection.transaction() if self._parking.held else nullcontext():
             cursors.advance(self._connection, lease.name, lease.epoch, cursor, published, self._settings.lease_s)
@@ -158,11 +141,14 @@ class Leader:
         """Idle windows are written down now and then only: every write is one more transaction."""
         return time.monotonic() - self._written_at > self._settings.lease_s / 3
 
-    def _adapt(self, rows: int) -> None:
+    def _adapt(self, rows: int) -> bool:
+        """Fit the size of a page to what waits; whether there is likely to be more."""
         if rows >= self._limit:
             self._limit = min(self._limit * 2, self._settings.page_max)
-        elif rows < self._limit // 4:
+            return True
+        if rows < self._limit // 4:
             self._limit = max(self._limit // 2, self._settings.page_min)
+        return False
 
     def _trim(self, rows: int) -> None:
         self._since_trim += rows

@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 
 import orjson
 
+from outbox.broker.protocol import Places, TopicPartition
 from outbox.errors import BrokerError
 from outbox.relay.cursor import Cursor, Snapshot
 
@@ -35,7 +36,7 @@ class Note:
     step: int
     cursor: Cursor
     """Behind the page."""
-    published: dict[tuple[str, int], int]
+    published: Places
     """The last offset by topic and partition."""
     parked: Sequence[tuple[int, str]] = ()
     """Rows of the page that were left out, by seq, and why."""
@@ -67,7 +68,7 @@ class Note:
         cursor, parked, done = read.pop("cursor"), read.pop("parked"), read.pop("done")
         return cls(
             cursor=Cursor(**cursor | {"a": Snapshot(cursor["a"]), "b": Snapshot(cursor["b"])}),
-            published={(topic, partition): offset for topic, partition, offset in read.pop("published")},
+            published={TopicPartition(topic, partition): offset for topic, partition, offset in read.pop("published")},
             parked=[(seq, parked["reasons"][n]) for seq, n in parked["rows"]],
             done=None if done is None else Done(**done),
             **read,

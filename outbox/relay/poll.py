@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 import psycopg
@@ -59,8 +59,7 @@ SELECT {COLUMNS} FROM o LEFT JOIN outbox.event e USING (position) ORDER BY o.seq
 """
 
 
-@dataclass(frozen=True, slots=True)
-class OutboxRow:
+class OutboxRow(NamedTuple):
     """One row of the outbox, and the message it becomes."""
 
     seq: int

@@ -13,10 +13,11 @@ from outbox.database import Connection, check_migrated, first_line, leading
 from outbox.errors import BrokerUnavailable, DatabaseError, Fenced
 from outbox.logs import logger
 from outbox.metrics import RELAY_ERRORS, RELAY_LEADER
+from outbox.relay.ahead import ReadAhead
 from outbox.relay.engines import open_engine
 from outbox.relay.exactly_once import ExactlyOnceLeader, recover
 from outbox.relay.horizon import Horizon
-from outbox.relay.leader import Engine, Leader
+from outbox.relay.leader import Leader
 from outbox.relay.lease import Keeper, Lease, new_holder, wait_for
 from outbox.relay.settings import RelaySettings
 
@@ -77,7 +78,7 @@ class Relay:
 
     def _ready(
         self, stack: ExitStack, connection: Connection, broker: Broker, lease: Lease
-    ) -> Callable[[Engine], Leader]:
+    ) -> Callable[[ReadAhead], Leader]:
         """What is to be done before the cursor is read; the leader, once it has an engine."""
         settings = self._settings
         horizon = Horizon(connection, broker, settings.prefix)
@@ -91,7 +92,7 @@ class Relay:
         identity = recover(connection, transactions, lease, settings, horizon.check_log)
         return lambda engine: ExactlyOnceLeader(connection, engine, transactions, lease, settings, identity, horizon)
 
-    def _turn(self, leader: Leader, engine: Engine, keeper: Keeper, stop: threading.Event, *, drain: bool) -> bool:
+    def _turn(self, leader: Leader, engine: ReadAhead, keeper: Keeper, stop: threading.Event, *, drain: bool) -> bool:
         sleep_s = self._settings.sleep_min_s
         while not stop.is_set():
             keeper.check()

@@ -26,7 +26,7 @@ class RelaySettings:
     lease_s: float = 3.0
     """How long after a leader's last sign of life another one takes over."""
     page_min: int = 200
-    page_max: int = 10_000
+    page_max: int = 5_000
     sleep_min_s: float = 0.001
     sleep_max_s: float = 0.05
     """A relay with nothing to do asks ever less often, down to this, while it cannot sleep until it is woken

@@ -52,7 +52,9 @@ def documents(place: Place) -> dict[str, Held]:
 
 def vectors(place: Place) -> dict[str, Held]:
     """The serving generation's collection."""
-    collection = _chroma(place.address).get_collection(f"{place.projector}.{place.serving}.records", embedding_function=None)
+    collection = _chroma(place.address).get_collection(
+        f"{place.projector}.{place.serving}.records", embedding_function=None
+    )
     found = collection.get(include=["metadatas", "documents"])
     pairs = zip(found["ids"], found["metadatas"], found["documents"], strict=True)
     return {key: _vector(metadata, text) for key, metadata, text in pairs}

@@ -37,7 +37,7 @@ def recorder():
 
 def streaming(leader):
     """Step until the slot is made and streamed from."""
-    step_until(leader, lambda: leader._engine._streaming)
+    step_until(leader, lambda: leader._engine.engine._streaming)
     return leader
 
 

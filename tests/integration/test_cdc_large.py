@@ -39,7 +39,7 @@ def test_a_streamed_transaction_is_published_after_its_commit_without_what_it_ro
             append(large, f"lost-{n}", [event("x" * 100) for _ in range(20)])
             large.execute("ROLLBACK TO s")
         append(producer, "order-1", event())
-        step_until(leader, lambda: recorder.keys() == ["order-1"] and leader._engine._assembly._streamed)
+        step_until(leader, lambda: recorder.keys() == ["order-1"] and leader._engine.engine._assembly._streamed)
         large.commit()
         append(producer, "order-1", event())
         published(leader, recorder, 802)
@@ -53,11 +53,11 @@ def test_a_streamed_transaction_that_is_rolled_back_leaves_nothing_behind(dsn, p
         streaming(leader)
         with psycopg.connect(dsn) as large:
             append(large, "large-1", [event("x" * 100) for _ in range(1_000)])
-            step_until(leader, lambda: leader._engine._assembly._streamed)
+            step_until(leader, lambda: leader._engine.engine._assembly._streamed)
             large.rollback()
         append(producer, "order-1", event())
         published(leader, recorder, 1)
-        step_until(leader, lambda: not leader._engine._assembly._streamed)
+        step_until(leader, lambda: not leader._engine.engine._assembly._streamed)
     assert recorder.keys() == ["order-1"]
 
 
@@ -93,7 +93,7 @@ def test_a_large_transaction_published_in_part_goes_on_if_the_next_release_holds
 
 def test_what_is_held_in_memory_is_bounded_by_rows_and_by_bytes(dsn, producer, recorder, monkeypatch):
     with leading(dsn, recorder, CDC) as leader:
-        assembly, rows, events_bytes = streaming(leader)._engine._assembly, [], []
+        assembly, rows, events_bytes = streaming(leader)._engine.engine._assembly, [], []
         insert = assembly._insert
 
         def watched(*arguments):
@@ -130,7 +130,7 @@ def test_a_read_takes_so_many_messages_and_bytes_at_most_and_goes_on_in_their_mi
     with leading(dsn, recorder, replace(CDC, page_min=1_000, page_max=1_000)) as leader:
         streaming(leader)
         monkeypatch.setattr("outbox.relay.cdc.MESSAGES_A_READ", 50)
-        engine = leader._engine
+        engine = leader._engine.engine
         receive, given = engine._replication.receive, count()
 
         def at_hand():
@@ -202,7 +202,7 @@ def test_nothing_is_published_before_other_sessions_see_it(dsn, producer, record
     with commits_wait(producer, dsn) as release, leading(dsn, recorder, CDC) as leader:
         streaming(leader)
         with waiting_commit(dsn, "order-1", release):
-            step_until(leader, lambda: leader._engine._held is not None)
+            step_until(leader, lambda: leader._engine.engine._held is not None)
             for _ in range(20):
                 leader.step()
             assert recorder.messages == []
@@ -228,10 +228,10 @@ def test_a_commit_a_new_slot_does_not_give_is_waited_for_until_it_is_visible(dsn
             waited_for(leader, second)
             with waiting_commit(dsn, "order-1", release):
                 second.commit()
-                step_until(leader, lambda: leader._engine._seen is not None)
+                step_until(leader, lambda: leader._engine.engine._seen is not None)
                 for _ in range(20):
                     leader.step()
-                assert not leader._engine._streaming
+                assert not leader._engine.engine._streaming
                 release()
         streaming(leader)
         append(producer, "order-1", event())

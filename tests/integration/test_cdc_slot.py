@@ -79,7 +79,7 @@ def test_while_a_slot_cannot_be_made_yet_the_relay_polls_and_the_join_leaves_no_
         append(slow, "slow-1", event())
         append(producer, "order-1", [event() for _ in range(100)])
         published(leader, recorder, 100)
-        assert not leader._engine._streaming, "a slot waits for every open transaction"
+        assert not leader._engine.engine._streaming, "a slot waits for every open transaction"
         slow.commit()
         streaming(leader)
         append(producer, "order-1", event())
@@ -108,7 +108,7 @@ def test_a_crash_while_bridging_loses_nothing_and_leaves_one_slot(dsn, producer,
 def test_a_slot_made_but_not_written_down_is_dropped_by_the_next_leader(dsn, producer, recorder):
     with leading(dsn, recorder, CDC) as leader:
         leader._engine.read(leader._cursor, 10)
-        until(lambda: leader._engine._replication.made())
+        until(lambda: leader._engine.engine._replication.made())
         (orphan,) = slots(producer)
     with leading(dsn, recorder, CDC) as leader:
         streaming(leader)
@@ -171,7 +171,7 @@ def test_while_the_server_has_no_slot_to_give_the_relay_polls_and_asks_again(dsn
             for n in range(10):
                 append(producer, "order-1", event())
                 published(leader, recorder, n + 1)
-            assert not leader._engine._streaming
+            assert not leader._engine.engine._streaming
             producer.execute("SELECT pg_drop_replication_slot(%s)", [taken.pop()])
             streaming(leader)
             append(producer, "order-1", event())

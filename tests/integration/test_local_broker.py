@@ -47,7 +47,7 @@ def test_the_script_may_run_twice_and_alone(dsn) -> None:
         connection.execute("DROP SCHEMA outbox CASCADE")
         connection.execute(SCRIPT.encode())
         connection.execute(SCRIPT.encode())
-    assert [offset for _, offset in LocalBroker(dsn).producer().publish(numbered("t", 1))] == [0]
+    assert list(LocalBroker(dsn).producer().publish(numbered("t", 1)).values()) == [0]
 
 
 def test_a_database_without_the_tables_says_what_to_run(dsn, watch) -> None:

@@ -143,7 +143,7 @@ def stream_first(dsn: str, recorder: Recorder, terms: Sequence[RelaySettings]) -
     """A slot cannot be made while a transaction is open, and the storm's long one always is."""
     if terms[0].engine == "cdc":
         with leading(dsn, recorder, terms[0]) as leader:
-            step_until(leader, lambda: leader._engine._streaming)
+            step_until(leader, lambda: leader._engine.engine._streaming)
 
 
 def term(dsn: str, recorder: Recorder, settings: RelaySettings, engine, until: float) -> None:
