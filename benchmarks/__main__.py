@@ -27,6 +27,8 @@ NAMES: Final = (
     "projector",
     "rebuild",
     "search",
+    "latency",
+    "freshness",
     "idle",
 )
 """The modules, in the order in which they run."""

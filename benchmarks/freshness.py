@@ -1,8 +1,9 @@
-"""How long after COMMIT is a file visible in all three real stores? ``python -m benchmarks.freshness``
+"""How long after COMMIT is an event visible in a store? ``python -m benchmarks.freshness``
 
-Files are committed one by one at a fixed rate; each is then waited for by asking the stores themselves (get by
-key in Chroma, Neo4j and Elasticsearch, each from a process of its own), not our own checkpoints. Relay and
-projectors are processes too.
+Events are committed one by one at a fixed rate and carried through Kafka; each is then waited for by asking the stores
+themselves (get by key, each from a process of its own), not our own checkpoints. Relay and projectors are processes,
+too, and share the machine with the servers and with those who ask. First Elasticsearch alone, then all three stores,
+where an event counts as visible once it is in the slowest of them.
 """
 
 from __future__ import annotations
@@ -11,24 +12,21 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 import uuid
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
 
-import psycopg
-from psycopg import conninfo, sql
-
+from benchmarks.databases import fresh_database
+from benchmarks.measuring import say
+from benchmarks.processes import processes
+from benchmarks.results import Result, Target, at_most
+from benchmarks.running import options, run
 from benchmarks.watching import Place, Watcher
-from deploy.local.resolve import resolve
-from outbox.database import connect
+from deploy.local.resolve import Resolved
 from outbox.event import NewEvent
 from outbox.log.append import append
-from outbox.log.migrate import migrate
 from outbox.settings import load
 from projectors import ledger
 from projectors.sinks.chroma_client import collection_name
@@ -36,55 +34,55 @@ from projectors.sinks.elasticsearch import index_name
 from projectors.sinks.neo4j_session import label_of
 from projectors.wiring import ReadSide, open_read_side
 
-STORES = {"vectors": "chroma", "graph": "neo4j", "documents": "elasticsearch"}
-SERVICES = ("postgres", "kafka", "chroma", "neo4j", "elasticsearch")
-RESULTS = Path(__file__).parent / "results"
-VISIBLE_WITHIN_S = 60.0
-WARM = 100
+PROJECTIONS: Final = {"chroma": "vectors", "neo4j": "graph", "elasticsearch": "documents"}
+QUANTILES: Final = {"p50": 49, "p99": 98}
+QUESTIONS: Final[dict[tuple[str, ...], dict[str, Target]]] = {
+    ("elasticsearch",): {"p50": at_most(12), "p99": at_most(25)},
+    ("chroma", "neo4j", "elasticsearch"): {"p50": at_most(40), "p99": at_most(150)},
+}
+RATE: Final = 50.0
+COMMITS: Final = 250
+BEGIN_WITHIN_S: Final = 120.0
+VISIBLE_WITHIN_S: Final = 60.0
+WARM: Final = 100
 
 
-def main() -> None:
-    """Run and print the figures; write them to results/freshness.json."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rate", type=float, default=20.0, help="commits per second")
-    parser.add_argument("--commits", type=int, default=400)
-    options = parser.parse_args()
-    with resolve(SERVICES) as servers, tempfile.TemporaryDirectory() as folder:
-        settings = _settings(servers.address) | {"OUTBOX_DATABASE__DSN": _database(servers.address("postgres"))}
+def measure(servers: Resolved, given: argparse.Namespace) -> Iterator[Result]:
+    for stores, targets in QUESTIONS.items():
+        with side_of(servers, stores) as side:
+            found = [latencies_ms(side, given.rate, given.commits) for _ in range(given.rounds)]
+        for quantile, place in QUANTILES.items():
+            figures = [statistics.quantiles(each, n=100)[place] for each in found]
+            question = f"commit to visible in {' and '.join(stores)}, {given.rate:g}/s, {quantile}"
+            yield Result(question, "ms", {"ours": figures}, targets[quantile])
+
+
+@contextmanager
+def side_of(servers: Resolved, stores: Sequence[str]) -> Iterator[ReadSide]:
+    """A relay and the projectors of these stores at work, warm, on a database of their own."""
+    with fresh_database(servers.address("postgres")) as dsn:
+        settings = _settings(servers.address, stores) | {"OUTBOX_DATABASE__DSN": dsn}
+        commands = [["relay"], *(["project", name] for name in json.loads(settings["OUTBOX_PROJECTORS"]))]
         os.environ.update(settings)
-        with connect(settings["OUTBOX_DATABASE__DSN"]) as connection:
-            migrate(connection)
-        processes = [_process(folder, "relay"), *(_process(folder, "project", name) for name in _names(settings))]
-        try:
-            with open_read_side(load()) as side:
-                latencies = measure(side, options.rate, options.commits)
-        finally:
-            for process in processes:
-                process.terminate()
-                process.wait(30)
-    report(latencies, options.rate)
+        with processes(settings, commands), open_read_side(load()) as side:
+            _warm(side)
+            yield side
 
 
-def measure(side: ReadSide, rate: float, commits: int) -> dict[str, list[float]]:
-    """Seconds from COMMIT to visible, by store and in ``all``."""
-    mark = uuid.uuid4().hex
-    keys = [f"python-{mark}.n{i}" for i in range(commits)]
+def latencies_ms(side: ReadSide, rate: float, commits: int) -> list[float]:
+    """From each COMMIT to visible in every store of the side."""
+    keys = [f"python-{uuid.uuid4().hex}.n{i}" for i in range(commits)]
     with side.write.connection() as connection:
-        _until(lambda: all(ledger.serving(connection, n) for n in side.projecting), 120)
-        _warm(side, connection)
-        watchers = {
-            name: Watcher(_place(side, name, ledger.serving(connection, name)), keys) for name in side.projecting
-        }
+        watchers = [Watcher(_place(side, name, ledger.serving(connection, name)), keys) for name in side.projecting]
         committed: dict[str, float] = {}
         started = time.monotonic()
         for i, key in enumerate(keys):
             time.sleep(max(0.0, started + i / rate - time.monotonic()))
             append(connection, key, _event(i), expected="none", registry=side.write.registry)
             committed[key] = time.monotonic()
-        print(f"{commits / (time.monotonic() - started):.1f} commits/s, asked for {rate:g}")
-    seen = {side.plan(name).store: watcher.seen(VISIBLE_WITHIN_S) for name, watcher in watchers.items()}
-    latencies = {store: [at[key] - committed[key] for key in keys] for store, at in seen.items()}
-    return latencies | {"all": [max(latencies[s][i] for s in seen) for i in range(commits)]}
+        say(f"{commits / (time.monotonic() - started):.1f} commits/s, asked for {rate:g}")
+    seen = [watcher.seen(VISIBLE_WITHIN_S) for watcher in watchers]
+    return [(max(at[key] for at in seen) - committed[key]) * 1e3 for key in keys]
 
 
 def _place(side: ReadSide, name: str, generation: str | None) -> Place:
@@ -97,24 +95,14 @@ def _place(side: ReadSide, name: str, generation: str | None) -> Place:
     return Place(store, str(side.store_settings(store)["url"]), held[store])
 
 
-def _warm(side: ReadSide, connection: Any) -> None:
+def _warm(side: ReadSide) -> None:
     from projectors.query.search import Search
 
-    with Search(side) as search:
+    with side.write.connection() as connection, Search(side) as search:
+        _until(lambda: all(ledger.serving(connection, name) for name in side.projecting), BEGIN_WITHIN_S)
         for i in range(WARM):
             done = append(connection, f"python-warm.n{i}", _event(i), expected="any", registry=side.write.registry)
-            search.wait_for(done.token, timeout_s=60)
-
-
-def report(latencies: dict[str, list[float]], rate: float) -> None:
-    """Print and write the quantiles in milliseconds."""
-    rows = {}
-    for name, seconds in latencies.items():
-        cuts = statistics.quantiles(seconds, n=100)
-        rows[name] = {"n": len(seconds), "p50_ms": round(cuts[49] * 1e3, 1), "p99_ms": round(cuts[98] * 1e3, 1)}
-        print(f"{name:<12} p50 {rows[name]['p50_ms']:>8} ms   p99 {rows[name]['p99_ms']:>8} ms   n {len(seconds)}")
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "freshness.json").write_text(json.dumps({"commits_per_s": rate, **rows}, indent=2) + "\n", "utf-8")
+            search.wait_for(done.token, timeout_s=VISIBLE_WITHIN_S)
 
 
 def _event(i: int) -> NewEvent:
@@ -123,35 +111,18 @@ def _event(i: int) -> NewEvent:
     return NewEvent("entity.upserted", data)
 
 
-def _settings(address: Callable[[str], str]) -> dict[str, str]:
+def _settings(address: Callable[[str], str], stores: Sequence[str]) -> dict[str, str]:
     mark = uuid.uuid4().hex[:8]
-    projectors = {f"{kind}_{mark}": {"projection": kind, "store": store} for kind, store in STORES.items()}
+    projectors = {
+        f"{PROJECTIONS[store]}_{mark}": {"projection": PROJECTIONS[store], "store": store} for store in stores
+    }
     return {
         "OUTBOX_MODE": "servers",
         "OUTBOX_PREFIX": f"bench.{mark}",
         "OUTBOX_KAFKA__BOOTSTRAP": address("kafka"),
-        "OUTBOX_STORES__CHROMA__URL": address("chroma"),
-        "OUTBOX_STORES__NEO4J__URL": address("neo4j"),
-        "OUTBOX_STORES__ELASTICSEARCH__URL": address("elasticsearch"),
         "OUTBOX_PROJECTORS": json.dumps(projectors),
+        **{f"OUTBOX_STORES__{store.upper()}__URL": address(store) for store in stores},
     }
-
-
-def _database(server: str) -> str:
-    """A database of this run's own on the server; its DSN."""
-    name = f"outbox_freshness_{uuid.uuid4().hex[:8]}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    return conninfo.make_conninfo(server, dbname=name)
-
-
-def _names(settings: dict[str, str]) -> list[str]:
-    return list(json.loads(settings["OUTBOX_PROJECTORS"]))
-
-
-def _process(folder: str, *arguments: str) -> subprocess.Popen[bytes]:
-    log = (Path(folder) / f"{'-'.join(arguments)}.log").open("wb")
-    return subprocess.Popen([str(Path(sys.executable).with_name("outbox")), *arguments], stdout=log, stderr=log)
 
 
 def _until(condition: Callable[[], object], within_s: float) -> None:
@@ -160,6 +131,16 @@ def _until(condition: Callable[[], object], within_s: float) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError("the projectors did not begin in time")
         time.sleep(0.05)
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--rate", type=float, default=RATE, help=f"commits a second ({RATE:g})")
+    parser.add_argument("--commits", type=int, default=COMMITS, help=f"in each round ({COMMITS})")
+    given = parser.parse_args()
+    if given.quick:
+        given.commits = 20
+    run("freshness", ["postgres", "kafka", *PROJECTIONS], measure, given)
 
 
 if __name__ == "__main__":

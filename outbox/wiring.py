@@ -48,6 +48,15 @@ class WriteSide:
         kafka = self.settings.kafka_settings()
         return open_kafka(kafka if named else replace(kafka, member=None))
 
+    @property
+    def safe_s(self) -> float:
+        """How long a projector that stands still keeps its partitions, at least."""
+        if self.settings.mode == "embedded":
+            from outbox.broker.local_settings import LocalSettings
+
+            return LocalSettings().safe_s
+        return self.settings.kafka_settings().safe_s
+
     def relay(self) -> Relay:
         from outbox.relay.relay import Relay
 

@@ -31,9 +31,6 @@ from projectors.sinks.protocol import Sink
 
 log = logger("outbox.projector")
 
-LATE_S: Final = 5.0
-"""Partitions are safe for longer than this: brokers give a silent member's away after 6 s at the earliest."""
-
 DOUBTFUL_MAX: Final = 10_000
 """Streams remembered of writes that failed; of more than that the oldest are forgotten (and left to verify)."""
 
@@ -64,11 +61,15 @@ def newest_of(connection: Connection, plan: Plan, registry: Registry) -> Newest:
 
 
 class Late(Wrapped):
-    """Watches how long each write takes. Goes right round the sink, so that no waiting of ours is counted."""
+    """Watches how long each write takes. Goes right round the sink, so that no waiting of ours is counted.
 
-    def __init__(self, sink: Sink, newest: Newest, clock: Callable[[], float] | None = None) -> None:
+    ``late_s``: how long a member of the group that stands still keeps its partitions, at least.
+    """
+
+    def __init__(self, sink: Sink, newest: Newest, late_s: float, clock: Callable[[], float] | None = None) -> None:
         super().__init__(sink)
         self._newest = newest
+        self._late_s = late_s
         self._clock = clock or _clock
         self._doubtful: dict[str, set[str]] = {}
 
@@ -81,9 +82,9 @@ class Late(Wrapped):
             self._doubt(changes)
             raise
         finally:
-            late_s = self._clock() - started
-            if late_s > LATE_S:
-                log.warning("a write came late: what the log says now is written again", late_s=round(late_s, 1))
+            took_s = self._clock() - started
+            if took_s > self._late_s:
+                log.warning("a write came late: what the log says now is written again", took_s=round(took_s, 1))
                 self._doubt(changes)
         for _ in range(ROUNDS_MAX):
             self._again(generation)
@@ -100,7 +101,7 @@ class Late(Wrapped):
         except StoreUnavailable:
             self._doubtful = keys
             raise
-        if self._clock() - started > LATE_S:
+        if self._clock() - started > self._late_s:
             self._doubt(changes)
 
     def _doubt(self, changes: Iterable[Change]) -> None:

@@ -76,6 +76,8 @@ class Stations:
     group_prefix: str = "outbox"
     witness: Witness | None = field(default_factory=Witness)
     """What the projector knows of the log by itself; None while a reconcile works on a log that went back."""
+    late_s: float = 1.0
+    """A write that took longer may have come when its partitions were another's already (:mod:`projectors.late`)."""
     poll_s: float = 0.2
     rest_s: float = 1.0
 
@@ -98,7 +100,8 @@ class Session:
         self._log = opened(stack, stations.dsn)
         self._state = opened(stack, stations.dsn)
         self._plan, self._skipping = skipping(self._state, plan)
-        late = Late(stack.enter_context(stations.sink()), newest_of(self._log, self._plan, stations.registry))
+        newest = newest_of(self._log, self._plan, stations.registry)
+        late = Late(stack.enter_context(stations.sink()), newest, stations.late_s)
         sink = resilient(late, plan.name, stations.resilience, stop, pace)
         sink.prepare(generation)
         self._folding = Folding(self._plan.projection, lambda below: read_below(self._log, below, self._registry))

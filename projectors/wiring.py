@@ -80,6 +80,7 @@ class ReadSide:
             resilience=Resilience(batch=self.layout.of(name).batch),
             group_prefix=self.settings.prefix,
             witness=Witness(self._witness_path(name)),
+            late_s=self.write.safe_s,
         )
 
     @property

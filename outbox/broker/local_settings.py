@@ -33,6 +33,12 @@ class LocalSettings:
     timeout_s: float = 30.0
     """A statement that has not ended by then raises ``BrokerUnavailable``."""
 
+    @property
+    def safe_s(self) -> float:
+        """A member that stands still keeps its partitions for this long at least: its last heartbeat (there are three
+        to a lease, and a busy machine is late with them) lies before its halt."""
+        return self.lease_s / 2
+
     def __post_init__(self) -> None:
         for name in ("partitions", "max_message_bytes", "lease_s", "poll_interval_max_s", "timeout_s"):
             if getattr(self, name) <= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ from outbox.errors import SettingsError
 
 Client = Literal["auto", "kafka-python", "confluent"]
 Compression = Literal["lz4", "gzip", "snappy", "zstd", "none"]
+
+NAMED_SAFE_S: Final = 1.0
+"""A process that takes over another's name must start, join and read first, which takes longer than this."""
 
 MESSAGE_BYTES_MAX: Final = 1_000_000
 """Kafka's default ``message.max.bytes`` is 1 MiB and counts the batch around the message too."""
@@ -55,6 +59,12 @@ class KafkaSettings:
     """TLS and SASL options by librdkafka's names (``security.protocol``, ``sasl.mechanism``,
     ``sasl.username``, ``sasl.password``, ``ssl.ca.location``, ``ssl.certificate.location``,
     ``ssl.key.location``, ``ssl.key.password``); others are passed through under the client's own names."""
+
+    @property
+    def safe_s(self) -> float:
+        """A member that stands still keeps its partitions for this long at least. Not for the whole session: its last
+        heartbeat (there are three to a session, and a busy machine is late with them) lies before its halt."""
+        return min(self.session_timeout_s / 2, math.inf if self.member is None else NAMED_SAFE_S)
 
     @property
     def timeout_ms(self) -> int:

@@ -8,18 +8,21 @@ from typing import Any
 
 import pytest
 
+from outbox.broker import KafkaSettings
+from outbox.broker.local_settings import LocalSettings
 from outbox.codec import Registry
 from outbox.database import Connection, connected
 from outbox.errors import StoreUnavailable
 from outbox.event import Event, NewEvent
 from outbox.log.append import append
-from projectors.late import LATE_S, Late, newest_of
+from projectors.late import Late, newest_of
 from projectors.model import model_of
 from projectors.pipeline import Plan, embedded
 from projectors.record import Change, Record, Vector
 from projectors.sinks.chroma import ChromaSink, open_sink
 from projectors.sinks.chroma_codec import VERSION
 
+LATE_S = 2.0
 G = "g1"
 
 
@@ -62,7 +65,7 @@ class World:
         self.successor = successor
         self.paused = Paused(successor._client, "things")
         self.now = 0.0
-        self.late = Late(self.paused, newest_of(connection, self.plan, self.registry), lambda: self.now)
+        self.late = Late(self.paused, newest_of(connection, self.plan, self.registry), LATE_S, lambda: self.now)
 
     def append(self, text: str) -> list[Change]:
         """One more version of thing-1; the changes that it makes."""
@@ -129,7 +132,7 @@ def test_without_it_the_late_write_would_stand(world: World) -> None:
 
 
 def test_a_write_in_good_time_reads_no_log(world: World) -> None:
-    late = Late(world.paused, lambda keys: pytest.fail("asked for the log"), lambda: world.now)
+    late = Late(world.paused, lambda keys: pytest.fail("asked for the log"), LATE_S, lambda: world.now)
     late.apply(G, world.append("uno two"))
     world.now += LATE_S * 2
     late.apply(G, world.append("one"))
@@ -165,3 +168,21 @@ def test_being_paused_again_while_putting_right_is_noticed_too(world: World) -> 
     world.paused.meanwhile = twice
     world.late.apply(G, second)
     assert world.held() == {"thing-1#0": 6}
+
+
+@pytest.mark.parametrize(
+    ("safe_s", "given_away_s"),
+    [
+        (LocalSettings().safe_s, LocalSettings().lease_s),
+        (KafkaSettings("k:1").safe_s, KafkaSettings("k:1").session_timeout_s),
+        (KafkaSettings("k:1", session_timeout_s=6).safe_s, 6.0),
+    ],
+    ids=["local", "Kafka", "Kafka, shortest session"],
+)
+def test_a_write_counts_as_late_before_a_halted_members_partitions_are_given_away(safe_s, given_away_s) -> None:
+    beat_s = given_away_s / 3  # as old as its last heartbeat may be
+    assert safe_s < given_away_s - beat_s
+
+
+def test_a_projector_with_a_name_may_be_replaced_at_any_time() -> None:
+    assert KafkaSettings("k:1", member="pod-0").safe_s < KafkaSettings("k:1").safe_s

@@ -1,0 +1,163 @@
+"""How long after COMMIT does a consumer of Kafka have an event? ``python -m benchmarks.latency``
+
+Events of 450 bytes are committed at a fixed rate, each by a transaction of its own up to 500 a second and ten in a
+transaction at 5,000. The relay is a process; so is the consumer, a plain one of confluent-kafka, whose clock is the
+writer's (``time.monotonic``). By both engines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import time
+import uuid
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from typing import Any, Final, Self, get_args
+
+import psycopg
+
+from benchmarks.databases import fresh_database
+from benchmarks.measuring import say
+from benchmarks.processes import processes
+from benchmarks.results import Result, Target, at_most
+from benchmarks.running import options, run
+from deploy.local.resolve import Resolved
+from outbox.event import NewEvent
+from outbox.log.append import append
+from outbox.relay.settings import EngineName
+
+CATEGORY: Final = "order"
+QUANTILES: Final = {"p50": 49, "p99": 98}
+BATCHES: Final = {200: 1, 500: 1, 5_000: 10}
+"""Events in a transaction, by events a second."""
+TARGETS: Final[dict[tuple[int, str], Target]] = {
+    (200, "p50"): at_most(1.4),
+    (200, "p99"): at_most(3.0),
+    (500, "p50"): at_most(3.0),
+    (500, "p99"): at_most(8.0),
+}
+"""Milliseconds. At 200 they are what the peer txoutbox 0.2.2 was measured at."""
+SECONDS: Final = 4.0
+TEXT: Final = "Forty words of an order that somebody has placed. " * 8
+WITHIN_S: Final = 60.0
+WARM: Final = 200
+
+
+def measure(servers: Resolved, given: argparse.Namespace) -> Iterator[Result]:
+    engines: tuple[EngineName, ...] = get_args(EngineName)
+    for engine in [name for name in engines if given.only in name]:
+        with fresh_database(servers.address("postgres")) as dsn:
+            prefix = f"latency{uuid.uuid4().hex[:8]}"
+            settings = {
+                "OUTBOX_MODE": "servers",
+                "OUTBOX_PREFIX": prefix,
+                "OUTBOX_DATABASE__DSN": dsn,
+                "OUTBOX_KAFKA__BOOTSTRAP": servers.address("kafka"),
+                "OUTBOX_RELAY__ENGINE": engine,
+            }
+            with processes(settings, [["relay"]]), psycopg.connect(dsn) as connection:
+                yield from rounds(connection, servers.address("kafka"), f"{prefix}.{CATEGORY}", engine, given)
+
+
+def rounds(
+    connection: psycopg.Connection[Any], bootstrap: str, topic: str, engine: str, given: argparse.Namespace
+) -> Iterator[Result]:
+    """Each rate so many times, by turns."""
+    _write(connection, WARM, 200, 1)
+    with _Consumer(bootstrap, topic) as consumer:
+        consumer.take(WARM)
+        found: dict[int, list[list[float]]] = {rate: [] for rate in BATCHES}
+        for _ in range(given.rounds):
+            for rate, batch in BATCHES.items():
+                committed = _write(connection, int(rate * given.seconds), rate, batch)
+                seen = consumer.take(len(committed))
+                found[rate].append([(seen[id_] - at) * 1e3 for id_, at in committed.items()])
+    for rate, each in found.items():
+        for quantile, place in QUANTILES.items():
+            figures = [statistics.quantiles(latencies, n=100)[place] for latencies in each]
+            question = f"commit to a consumer of Kafka, {rate:,}/s, {engine}, {quantile}"
+            yield Result(question, "ms", {"ours": figures}, TARGETS.get((rate, quantile)))
+
+
+def _write(connection: psycopg.Connection[Any], count: int, rate: int, batch: int) -> dict[str, float]:
+    """Commit ``count`` events at the rate; when each one's commit returned, by id."""
+    committed: dict[str, float] = {}
+    stream = uuid.uuid4().hex
+    started = time.monotonic()
+    for number in range(0, count, batch):
+        time.sleep(max(0.0, started + number / rate - time.monotonic()))
+        events = [NewEvent("entity.upserted", _data(number), uuid.uuid4()) for _ in range(batch)]
+        append(connection, f"{CATEGORY}-{stream}{number % 100}", events)
+        connection.commit()
+        committed |= dict.fromkeys((str(event.id) for event in events), time.monotonic())
+    say(f"{count / (time.monotonic() - started):,.0f} events/s, asked for {rate:,}")
+    return committed
+
+
+def _data(number: int) -> dict[str, Any]:
+    return {"kind": "order", "name": f"order {number}", "text": TEXT, "properties": {"line": number}}
+
+
+class _Consumer:
+    """A process that reads a topic from its beginning and says when it had each event."""
+
+    def __init__(self, bootstrap: str, topic: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._here, there = context.Pipe()
+        self._process = context.Process(target=_consume, args=(bootstrap, topic, there), daemon=True)
+
+    def __enter__(self) -> Self:
+        self._process.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.join()
+
+    def take(self, count: int) -> dict[str, float]:
+        """When each of the next so many events was there. Raises TimeoutError."""
+        self._here.send(count)
+        if not self._here.poll(WITHIN_S):
+            raise TimeoutError(f"not all of {count} events came within {WITHIN_S:g} s")
+        seen: dict[str, float] = self._here.recv()
+        return seen
+
+
+def _consume(bootstrap: str, topic: str, there: Connection) -> None:
+    from confluent_kafka import Consumer
+
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": topic,
+            "auto.offset.reset": "earliest",
+            "enable.auto.commit": False,
+        }
+    )
+    consumer.subscribe([topic])
+    seen: dict[str, float] = {}
+    wanted = there.recv()
+    while True:
+        message = consumer.poll(0.1)
+        if message is not None and message.error() is None:
+            seen[dict(message.headers())["id"].decode()] = time.monotonic()
+        if wanted and len(seen) >= wanted:
+            there.send(seen)
+            seen, wanted = {}, 0
+        if not wanted and there.poll():
+            wanted = there.recv()
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of each rate in each round ({SECONDS:g})")
+    given = parser.parse_args()
+    if given.quick:
+        given.seconds = 0.2
+    run("latency", ["postgres", "kafka"], measure, given)
+
+
+if __name__ == "__main__":
+    main()
