@@ -6,6 +6,9 @@ write may lie over what its successor has written since. It cannot know before; 
 write took longer than its partitions were safe, and the log has what belongs there. The same holds for a write of
 which the answer never came: the server may do it later.
 
+It is not written at once: the successor may be about to write the same keys. The store is looked at for a second
+first, and what was written is looked at again, until nothing needs to be written any more.
+
 What remains: a process that is killed right after its late write. ``verify`` finds what that leaves.
 """
 
@@ -34,8 +37,13 @@ log = logger("outbox.projector")
 DOUBTFUL_MAX: Final = 10_000
 """Streams remembered of writes that failed; of more than that the oldest are forgotten (and left to verify)."""
 
-ROUNDS_MAX: Final = 3
-"""Writing again may come late, too. What is left then is written again after the next batch."""
+ROUNDS_MAX: Final = 4
+"""Where records are still behind the log after so many rounds, nobody but this process is there to write them."""
+
+LOOKS: Final = 20
+LOOK_S: Final = 0.05
+"""How often, and how far apart, the store is looked at before it is written again: whoever has the partitions now may
+be about to write just that, and two writers of one key at the same moment is what must not be."""
 
 END: Final = 2**62
 
@@ -86,29 +94,62 @@ class Late(Wrapped):
             if took_s > self._late_s:
                 log.warning("a write came late: what the log says now is written again", took_s=round(took_s, 1))
                 self._doubt(changes)
-        for _ in range(ROUNDS_MAX):
-            self._again(generation)
+        self._put_right(generation)
 
-    def _again(self, generation: str) -> None:
-        if not self._doubtful:
-            return
+    def _put_right(self, generation: str) -> None:
+        """Compare what is doubtful with the log, and write what is behind it.
+
+        A round that writes may itself write over something newer, so the last one is one that has nothing to write.
+        """
         keys, self._doubtful = self._doubtful, {}
-        changes = list(self._newest(keys))
-        started = self._clock()
         try:
-            with suppress(RecordsRefused):  # whoever folds these events next parks the stream
-                self._sink.apply(generation, changes)
+            for _ in range(ROUNDS_MAX):
+                if not keys:
+                    return
+                behind = self._left_behind(generation, list(self._newest(keys)))
+                keys = _keys(behind)
+                with suppress(RecordsRefused):  # whoever folds these events next parks the stream
+                    self._sink.apply(generation, behind)
         except StoreUnavailable:
             self._doubtful = keys
             raise
-        if self._clock() - started > self._late_s:
-            self._doubt(changes)
+
+    def _left_behind(self, generation: str, changes: Sequence[Change]) -> list[Change]:
+        """The changes of all streams of which nobody brings a record up to date; none if the store holds what it
+        should."""
+        behind: list[Change] = []
+        for look in range(LOOKS):
+            if look:
+                time.sleep(LOOK_S)
+            behind = self._behind(generation, changes)
+            if not behind:
+                break
+        streams = {change.stream for change in behind}
+        return [change for change in changes if change.stream in streams]
+
+    def _behind(self, generation: str, changes: Sequence[Change]) -> list[Change]:
+        held = {stored.key: stored.version for stored in self._sink.scan(generation, [c.key for c in changes])}
+        return [c for c in changes if _is_behind(c, held.get(c.key))]
 
     def _doubt(self, changes: Iterable[Change]) -> None:
-        for change in changes:
-            self._doubtful.setdefault(change.stream, set()).add(change.key)
+        for stream, keys in _keys(changes).items():
+            self._doubtful.setdefault(stream, set()).update(keys)
         for stream in list(self._doubtful)[:-DOUBTFUL_MAX]:
             del self._doubtful[stream]
+
+
+def _keys(changes: Iterable[Change]) -> dict[str, set[str]]:
+    keys: dict[str, set[str]] = {}
+    for change in changes:
+        keys.setdefault(change.stream, set()).add(change.key)
+    return keys
+
+
+def _is_behind(change: Change, held: int | None) -> bool:
+    """``held``: the version of the key's live record, if there is one."""
+    if change.record is None:
+        return held is not None and held <= change.version
+    return held is None or held < change.version
 
 
 def _clock() -> float:

@@ -170,6 +170,36 @@ def test_being_paused_again_while_putting_right_is_noticed_too(world: World) -> 
     assert world.held() == {"thing-1#0": 6}
 
 
+def test_what_is_overtaken_while_it_puts_right_is_put_right_too_however_short_the_moment(world: World) -> None:
+    second = world.append("uno two")
+
+    def twice() -> None:
+        overtaken(world, 60)()
+        world.paused.meanwhile = overtaken(world, 0)
+
+    world.paused.meanwhile = twice
+    world.late.apply(G, second)
+    assert world.held() == {"thing-1#0": 6}
+
+
+def test_what_the_successor_is_about_to_write_is_left_to_it(world: World, monkeypatch) -> None:
+    second, behind = world.append("uno two"), []
+
+    def meanwhile() -> None:
+        world.now += 60
+        behind.append(world.append("uno two three"))  # in the log, and not yet in the store
+
+    def looked(_: float) -> None:
+        while behind:
+            world.successor.apply(G, behind.pop())
+            world.paused.meanwhile = lambda: pytest.fail("written at the same time as the successor")
+
+    monkeypatch.setattr("projectors.late.time.sleep", looked)
+    world.paused.meanwhile = meanwhile
+    world.late.apply(G, second)
+    assert world.held() == {"thing-1#0": 3, "thing-1#1": 3, "thing-1#2": 3}
+
+
 @pytest.mark.parametrize(
     ("safe_s", "given_away_s"),
     [
