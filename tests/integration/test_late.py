@@ -198,6 +198,7 @@ def test_what_the_successor_is_about_to_write_is_left_to_it(world: World, monkey
     world.paused.meanwhile = meanwhile
     world.late.apply(G, second)
     assert world.held() == {"thing-1#0": 3, "thing-1#1": 3, "thing-1#2": 3}
+    assert not behind, "it was written before the successor could"
 
 
 @pytest.mark.parametrize(
