@@ -114,22 +114,22 @@ class Late(Wrapped):
             self._doubtful = keys
             raise
 
-    def _left_behind(self, generation: str, changes: Sequence[Change]) -> list[Change]:
-        """The changes of all streams of which nobody brings a record up to date; none if the store holds what it
-        should."""
-        behind: list[Change] = []
+    def _left_behind(self, generation: str, changes: Sequence[Change]) -> Sequence[Change]:
+        """All of the changes, if some are of records that nobody brings up to date; else none.
+
+        All, since what is written now may be ahead of this process's own place in the log: of the other streams the
+        tombstones keep its older changes from bringing back what by then has gone.
+        """
         for look in range(LOOKS):
             if look:
                 time.sleep(LOOK_S)
-            behind = self._behind(generation, changes)
-            if not behind:
-                break
-        streams = {change.stream for change in behind}
-        return [change for change in changes if change.stream in streams]
+            if not self._behind(generation, changes):
+                return ()
+        return changes
 
-    def _behind(self, generation: str, changes: Sequence[Change]) -> list[Change]:
+    def _behind(self, generation: str, changes: Sequence[Change]) -> bool:
         held = {stored.key: stored.version for stored in self._sink.scan(generation, [c.key for c in changes])}
-        return [c for c in changes if _is_behind(c, held.get(c.key))]
+        return any(_is_behind(change, held.get(change.key)) for change in changes)
 
     def _doubt(self, changes: Iterable[Change]) -> None:
         for stream, keys in _keys(changes).items():

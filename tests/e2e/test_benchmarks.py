@@ -77,6 +77,18 @@ def test_the_quick_relay_benchmark_drains_rows_into_a_real_kafka(address, tmp_pa
     assert min(rate["ours"], rate["reference"], memory["ours"]) > 0
 
 
+@pytest.mark.timeout(240)
+def test_the_quick_latency_benchmark_times_events_through_a_real_kafka(address, tmp_path: Path) -> None:
+    environment = os.environ | {variable(name): address(name) for name in ("postgres", "kafka")}
+    command = [sys.executable, "-m", "benchmarks.latency", "--quick", "--only", "poll", "--results", str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    found = results.read(tmp_path / "latency.json")
+    assert {document["unit"] for document in found} == {"ms"}
+    assert len(found) == 6
+    assert all(document["ours"] > 0 for document in found)
+
+
 RUNNABLE = re.compile(r"^    run(_on_rows)?\(\"", re.MULTILINE)
 
 

@@ -89,7 +89,7 @@ def _tombstone() -> None:
 @mutant("fence: a late write is written over from the log", "projector: zombie between Chroma's read and its write")
 def _fence() -> None:
     """Nothing is done about a write that came late."""
-    replace("projectors.late", "Late._again", lambda _: lambda _self, _generation: None)
+    replace("projectors.late", "Late._put_right", lambda _: lambda _self, _generation: None)
 
 
 @mutant("fence: checkpoints never go back", "projector: late zombie")
