@@ -16,7 +16,6 @@ import platform
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -30,12 +29,12 @@ from typing import Any, Final
 
 from psycopg import conninfo, sql
 
+from benchmarks.processes import OUTBOX
 from deploy.local.resolve import resolve
 from outbox.database import connected
 from outbox.log.migrate import migrate
 
 RESULTS: Final = Path(__file__).parent / "results" / "capture.json"
-OUTBOX: Final = str(Path(sys.executable).with_name("outbox"))
 TABLES: Final = {
     "pgbench_accounts": "aid",
     "pgbench_tellers": "tid",

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from typing import Final
 from benchmarks.databases import fresh_database
 from benchmarks.measuring import say
 from benchmarks.processes import processes
-from benchmarks.results import Result, Target, at_most
+from benchmarks.results import Result, Target, at_most, at_quantiles
 from benchmarks.running import options, run
 from benchmarks.watching import Place, Watcher
 from deploy.local.resolve import Resolved
@@ -35,7 +34,6 @@ from projectors.sinks.neo4j_session import label_of
 from projectors.wiring import ReadSide, open_read_side
 
 PROJECTIONS: Final = {"chroma": "vectors", "neo4j": "graph", "elasticsearch": "documents"}
-QUANTILES: Final = {"p50": 49, "p99": 98}
 QUESTIONS: Final[dict[tuple[str, ...], dict[str, Target]]] = {
     ("elasticsearch",): {"p50": at_most(12), "p99": at_most(25)},
     ("chroma", "neo4j", "elasticsearch"): {"p50": at_most(40), "p99": at_most(150)},
@@ -51,10 +49,8 @@ def measure(servers: Resolved, given: argparse.Namespace) -> Iterator[Result]:
     for stores, targets in QUESTIONS.items():
         with side_of(servers, stores) as side:
             found = [latencies_ms(side, given.rate, given.commits) for _ in range(given.rounds)]
-        for quantile, place in QUANTILES.items():
-            figures = [statistics.quantiles(each, n=100)[place] for each in found]
-            question = f"commit to visible in {' and '.join(stores)}, {given.rate:g}/s, {quantile}"
-            yield Result(question, "ms", {"ours": figures}, targets[quantile])
+        question = f"commit to visible in {' and '.join(stores)}, {given.rate:g}/s"
+        yield from at_quantiles(question, "ms", found, targets)
 
 
 @contextmanager

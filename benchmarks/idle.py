@@ -11,13 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +24,7 @@ import psutil
 from benchmarks.append import DATA
 from benchmarks.databases import fresh_database
 from benchmarks.entities import CATEGORY
+from benchmarks.processes import process
 from benchmarks.results import Result, at_most
 from benchmarks.running import options, run
 from deploy.local.resolve import Resolved
@@ -48,7 +47,6 @@ WITHIN_S: Final = 300.0
 EMPTIED_WITHIN_S: Final = 60.0
 """A relay empties a quiet outbox every 30 s."""
 LOOK_S: Final = 0.25
-STOPPED_WITHIN_S: Final = 30.0
 MIB: Final = 1 << 20
 
 _SIZES: Final = """
@@ -141,19 +139,6 @@ def settings(servers: Resolved, mode: str, dsn: str, folder: Path) -> dict[str, 
         return given
     urls = {store: {"url": servers.address(store)} for store in stores.values()}
     return given | {"OUTBOX_KAFKA__BOOTSTRAP": servers.address("kafka"), "OUTBOX_STORES": json.dumps(urls)}
-
-
-@contextmanager
-def process(environment: Mapping[str, str], folder: Path, *arguments: str) -> Iterator[psutil.Process]:
-    """``outbox ARGUMENTS``, ended with the block."""
-    command = [str(Path(sys.executable).with_name("outbox")), *arguments]
-    with (folder / f"{'-'.join(arguments)}.log").open("wb") as log:
-        started = subprocess.Popen(command, env=dict(environment), stdout=log, stderr=log)
-        try:
-            yield psutil.Process(started.pid)
-        finally:
-            started.terminate()
-            started.wait(STOPPED_WITHIN_S)
 
 
 def used_s(process: psutil.Process) -> float:

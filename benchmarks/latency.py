@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import statistics
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ import psycopg
 from benchmarks.databases import fresh_database
 from benchmarks.measuring import say
 from benchmarks.processes import processes
-from benchmarks.results import Result, Target, at_most
+from benchmarks.results import Result, Target, at_most, at_quantiles
 from benchmarks.running import options, run
 from deploy.local.resolve import Resolved
 from outbox.event import NewEvent
@@ -29,14 +28,11 @@ from outbox.log.append import append
 from outbox.relay.settings import EngineName
 
 CATEGORY: Final = "order"
-QUANTILES: Final = {"p50": 49, "p99": 98}
 BATCHES: Final = {200: 1, 500: 1, 5_000: 10}
 """Events in a transaction, by events a second."""
-TARGETS: Final[dict[tuple[int, str], Target]] = {
-    (200, "p50"): at_most(1.4),
-    (200, "p99"): at_most(3.0),
-    (500, "p50"): at_most(3.0),
-    (500, "p99"): at_most(8.0),
+TARGETS: Final[dict[int, dict[str, Target]]] = {
+    200: {"p50": at_most(1.4), "p99": at_most(3.0)},
+    500: {"p50": at_most(3.0), "p99": at_most(8.0)},
 }
 """Milliseconds. At 200 they are what the peer txoutbox 0.2.2 was measured at."""
 SECONDS: Final = 4.0
@@ -75,10 +71,8 @@ def rounds(
                 seen = consumer.take(len(committed))
                 found[rate].append([(seen[id_] - at) * 1e3 for id_, at in committed.items()])
     for rate, each in found.items():
-        for quantile, place in QUANTILES.items():
-            figures = [statistics.quantiles(latencies, n=100)[place] for latencies in each]
-            question = f"commit to a consumer of Kafka, {rate:,}/s, {engine}, {quantile}"
-            yield Result(question, "ms", {"ours": figures}, TARGETS.get((rate, quantile)))
+        question = f"commit to a consumer of Kafka, {rate:,}/s, {engine}"
+        yield from at_quantiles(question, "ms", each, TARGETS.get(rate, {}))
 
 
 def _write(connection: psycopg.Connection[Any], count: int, rate: int, batch: int) -> dict[str, float]:

@@ -7,12 +7,26 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-STOP_WITHIN_S: Final = 30
+import psutil
+
+STOPPED_WITHIN_S: Final = 30.0
 OUTBOX: Final = str(Path(sys.executable).with_name("outbox"))
+
+
+@contextmanager
+def process(environment: Mapping[str, str], folder: Path, *arguments: str) -> Iterator[psutil.Process]:
+    """``outbox ARGUMENTS``, ended with the block."""
+    with _log(folder, arguments).open("wb") as log:
+        started = subprocess.Popen([OUTBOX, *arguments], env=dict(environment), stdout=log, stderr=log)
+        try:
+            yield psutil.Process(started.pid)
+        finally:
+            started.terminate()
+            started.wait(STOPPED_WITHIN_S)
 
 
 @contextmanager
@@ -21,21 +35,15 @@ def processes(settings: Mapping[str, str], commands: Sequence[Sequence[str]]) ->
 
     Raises RuntimeError with what it said if one has ended by itself.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        logs = [Path(folder) / f"{number}.log" for number in range(len(commands))]
-        started = [_start(log, settings, command) for log, command in zip(logs, commands, strict=True)]
-        try:
-            yield
-            for process, log, command in zip(started, logs, commands, strict=True):
-                if process.poll() is not None:
-                    raise RuntimeError(f"outbox {' '.join(command)} ended: {log.read_text('utf-8')[-500:]}")
-        finally:
-            for process in started:
-                process.terminate()
-            for process in started:
-                process.wait(STOP_WITHIN_S)
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        environment, folder = {**os.environ, **settings}, Path(name)
+        started = [stack.enter_context(process(environment, folder, *command)) for command in commands]
+        yield
+        for one, command in zip(started, commands, strict=True):
+            if one.status() == psutil.STATUS_ZOMBIE:
+                said = _log(folder, command).read_text("utf-8")
+                raise RuntimeError(f"outbox {' '.join(command)} ended: {said[-500:]}")
 
 
-def _start(log: Path, settings: Mapping[str, str], command: Sequence[str]) -> subprocess.Popen[bytes]:
-    with log.open("wb") as file:
-        return subprocess.Popen([OUTBOX, *command], env={**os.environ, **settings}, stdout=file, stderr=file)
+def _log(folder: Path, arguments: Sequence[str]) -> Path:
+    return folder / f"{'-'.join(arguments)}.log"

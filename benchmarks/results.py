@@ -7,7 +7,7 @@ reference's: the median of the ratios within each round, since neighbours in tim
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -16,6 +16,9 @@ from typing import Any, Final, Literal
 FOLDER: Final = Path(__file__).parent / "results"
 KEYS: Final = ("question", "ours", "reference", "reference_name", "unit", "ratio", "target", "met", "samples")
 """What each object of a file has at least."""
+
+QUANTILES: Final = {"p50": 49, "p99": 98}
+"""Each by its place among the hundredths."""
 
 Bound = Literal["at_least", "at_most"]
 
@@ -120,6 +123,15 @@ def beside(
     """The result for two of the contenders that took turns: ours and one reference, by their names in ``samples``."""
     ours, reference = contenders
     return Result(question, unit, {"ours": samples[ours], reference: samples[reference]}, target, note)
+
+
+def at_quantiles(
+    question: str, unit: str, rounds: Sequence[Sequence[float]], targets: Mapping[str, Target]
+) -> Iterator[Result]:
+    """A result for each of :data:`QUANTILES`, which ``targets`` names. ``rounds``: the single figures of each."""
+    for name, place in QUANTILES.items():
+        figures = [quantiles(each, n=100)[place] for each in rounds]
+        yield Result(f"{question}, {name}", unit, {"ours": figures}, targets.get(name))
 
 
 def rounded(figure: float | None) -> float | None:

@@ -32,11 +32,11 @@ from typing import Final
 
 from benchmarks.databases import fresh_database
 from benchmarks.measuring import interleaved
+from benchmarks.processes import OUTBOX
 from benchmarks.results import Result, Target, at_most, beside, rounded
 from benchmarks.running import options, run
 from deploy.local.resolve import Resolved
 
-OUTBOX: Final = str(Path(sys.executable).with_name("outbox"))
 EMPTY: Final = "python -c pass"
 IMPORT, HELP, SERVERS, UP, COLD = (
     "import outbox",

@@ -6,7 +6,7 @@ import gc
 from typing import Final
 
 OBJECTS: Final = 100_000
-"""That may have come into being since the last look; Python's own bound is 700. A page of 10,000 rows is 80,000
+"""That may have come into being since the last look; Python's own bound is 700. A page of 5,000 rows is 40,000
 objects that refer to nothing but what is older: to look at them again and again took a third of a relay's time."""
 
 

@@ -101,12 +101,14 @@ class Late(Wrapped):
 
         A round that writes may itself write over something newer, so the last one is one that has nothing to write.
         """
+        if not self._doubtful:
+            return
         keys, self._doubtful = self._doubtful, {}
         try:
             for _ in range(ROUNDS_MAX):
-                if not keys:
-                    return
                 behind = self._left_behind(generation, list(self._newest(keys)))
+                if not behind:
+                    return
                 keys = _keys(behind)
                 with suppress(RecordsRefused):  # whoever folds these events next parks the stream
                     self._sink.apply(generation, behind)

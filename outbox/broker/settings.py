@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -64,7 +63,8 @@ class KafkaSettings:
     def safe_s(self) -> float:
         """A member that stands still keeps its partitions for this long at least. Not for the whole session: its last
         heartbeat (there are three to a session, and a busy machine is late with them) lies before its halt."""
-        return min(self.session_timeout_s / 2, math.inf if self.member is None else NAMED_SAFE_S)
+        unnamed_s = self.session_timeout_s / 2
+        return unnamed_s if self.member is None else min(unnamed_s, NAMED_SAFE_S)
 
     @property
     def timeout_ms(self) -> int:

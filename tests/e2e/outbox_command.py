@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,19 @@ OUTBOX = str(Path(sys.executable).with_name("outbox"))
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
     """This process's, without settings of its own, and with these."""
     return {k: v for k, v in os.environ.items() if not k.startswith("OUTBOX_")} | dict(settings)
+
+
+def projecting_names(database: str, bootstrap: str, folder: Path, projection: str) -> dict[str, str]:
+    """Settings of a projector ``names`` into PostgreSQL, of a projection ``Names`` with this source, over Kafka."""
+    (folder / "names.py").write_text(projection)
+    return {
+        "OUTBOX_MODE": "servers",
+        "OUTBOX_PREFIX": f"t{uuid.uuid4().hex[:10]}",
+        "OUTBOX_DATABASE__DSN": database,
+        "OUTBOX_KAFKA__BOOTSTRAP": bootstrap,
+        "OUTBOX_PROJECTORS": json.dumps({"names": {"projection": "names:Names", "store": "postgres"}}),
+        "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
+    }
 
 
 def outbox(

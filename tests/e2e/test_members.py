@@ -15,7 +15,7 @@ import pytest
 
 from outbox.database import connected
 from projectors import ledger
-from tests.e2e.outbox_command import OUTBOX, environment, outbox, process
+from tests.e2e.outbox_command import OUTBOX, environment, outbox, process, projecting_names
 from tests.integration.reading import until
 
 PROJECTION = """
@@ -33,16 +33,7 @@ PATIENCE_S = 60.0
 
 @pytest.fixture
 def settings(database: str, address: Callable[[str], str], tmp_path: Path) -> dict[str, str]:
-    (tmp_path / "names.py").write_text(PROJECTION)
-    return {
-        "OUTBOX_MODE": "servers",
-        "OUTBOX_PREFIX": f"t{uuid.uuid4().hex[:10]}",
-        "OUTBOX_DATABASE__DSN": database,
-        "OUTBOX_KAFKA__BOOTSTRAP": address("kafka"),
-        "OUTBOX_KAFKA__MEMBER": "pets-0",
-        "OUTBOX_PROJECTORS": json.dumps({"names": {"projection": "names:Names", "store": "postgres"}}),
-        "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
-    }
+    return projecting_names(database, address("kafka"), tmp_path, PROJECTION) | {"OUTBOX_KAFKA__MEMBER": "pets-0"}
 
 
 @contextmanager

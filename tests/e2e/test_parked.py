@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.outbox_command import answer, outbox, process
+from tests.e2e.outbox_command import answer, outbox, process, projecting_names
 from tests.integration.reading import until
 
 PROJECTION = """
@@ -29,15 +29,7 @@ class Names:
 
 @pytest.fixture
 def settings(database: str, address: Callable[[str], str], tmp_path: Path) -> dict[str, str]:
-    (tmp_path / "names.py").write_text(PROJECTION)
-    return {
-        "OUTBOX_MODE": "servers",
-        "OUTBOX_PREFIX": f"t{uuid.uuid4().hex[:10]}",
-        "OUTBOX_DATABASE__DSN": database,
-        "OUTBOX_KAFKA__BOOTSTRAP": address("kafka"),
-        "OUTBOX_PROJECTORS": json.dumps({"names": {"projection": "names:Names", "store": "postgres"}}),
-        "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
-    }
+    return projecting_names(database, address("kafka"), tmp_path, PROJECTION)
 
 
 def put(settings: dict[str, str], cwd: Path, stream: str, **data: str) -> None:

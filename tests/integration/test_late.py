@@ -158,24 +158,13 @@ def test_a_write_whose_answer_never_came_is_looked_after_with_the_next(world: Wo
     assert world.held() == {"thing-1#0": 4}
 
 
-def test_being_paused_again_while_putting_right_is_noticed_too(world: World) -> None:
+@pytest.mark.parametrize("again_s", [60, 0], ids=["for long", "for a moment"])
+def test_being_overtaken_again_while_putting_right_is_put_right_too(world: World, again_s: float) -> None:
     second = world.append("uno two")
 
     def twice() -> None:
         overtaken(world, 60)()
-        world.paused.meanwhile = overtaken(world, 60)
-
-    world.paused.meanwhile = twice
-    world.late.apply(G, second)
-    assert world.held() == {"thing-1#0": 6}
-
-
-def test_what_is_overtaken_while_it_puts_right_is_put_right_too_however_short_the_moment(world: World) -> None:
-    second = world.append("uno two")
-
-    def twice() -> None:
-        overtaken(world, 60)()
-        world.paused.meanwhile = overtaken(world, 0)
+        world.paused.meanwhile = overtaken(world, again_s)
 
     world.paused.meanwhile = twice
     world.late.apply(G, second)
