@@ -29,6 +29,7 @@ NAMES: Final = (
     "search",
     "latency",
     "freshness",
+    "chain",
     "idle",
 )
 """The modules, in the order in which they run."""

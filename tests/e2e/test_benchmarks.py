@@ -49,6 +49,7 @@ def test_the_quick_benchmarks_run_and_write_well_formed_results(address, tmp_pat
             ["postgres, rebuild of streams of one event", "rebuild of 200 events beside one of 100: rate"],
         ),
         ("search", ["--mode", "embedded"], ["semantic search", "hybrid search"]),
+        ("chain", ["--mode", "embedded"], ["whole chain, embedded", "whole chain, embedded, first aim"]),
         ("idle", [], ["processor of an idle relay", "the outbox's tables after 2,000 relayed events"]),
     ],
 )
