@@ -29,6 +29,7 @@ NAMES: Final = (
     "search",
     "latency",
     "freshness",
+    "keeping_up",
     "chain",
     "idle",
 )

@@ -69,19 +69,20 @@ def latencies_ms(side: ReadSide, rate: float, commits: int) -> list[float]:
     """From each COMMIT to visible in every store of the side."""
     keys = [f"python-{uuid.uuid4().hex}.n{i}" for i in range(commits)]
     with side.write.connection() as connection:
-        watchers = [Watcher(_place(side, name, ledger.serving(connection, name)), keys) for name in side.projecting]
+        watchers = [Watcher(place(side, name, ledger.serving(connection, name)), keys) for name in side.projecting]
         committed: dict[str, float] = {}
         started = time.monotonic()
         for i, key in enumerate(keys):
             time.sleep(max(0.0, started + i / rate - time.monotonic()))
-            append(connection, key, _event(i), expected="none", registry=side.write.registry)
+            append(connection, key, event(i), expected="none", registry=side.write.registry)
             committed[key] = time.monotonic()
         say(f"{commits / (time.monotonic() - started):.1f} commits/s, asked for {rate:g}")
     seen = [watcher.seen(VISIBLE_WITHIN_S) for watcher in watchers]
     return [(max(at[key] for at in seen) - committed[key]) * 1e3 for key in keys]
 
 
-def _place(side: ReadSide, name: str, generation: str | None) -> Place:
+def place(side: ReadSide, name: str, generation: str | None) -> Place:
+    """Where a projector's store keeps the generation."""
     store = side.plan(name).store
     held = {
         "chroma": collection_name(name, generation or "", "records"),
@@ -97,11 +98,12 @@ def _warm(side: ReadSide) -> None:
     with side.write.connection() as connection, Search(side) as search:
         _until(lambda: all(ledger.serving(connection, name) for name in side.projecting), BEGIN_WITHIN_S)
         for i in range(WARM):
-            done = append(connection, f"python-warm.n{i}", _event(i), expected="any", registry=side.write.registry)
+            done = append(connection, f"python-warm.n{i}", event(i), expected="any", registry=side.write.registry)
             search.wait_for(done.token, timeout_s=VISIBLE_WITHIN_S)
 
 
-def _event(i: int) -> NewEvent:
+def event(i: int) -> NewEvent:
+    """An entity of about 450 bytes."""
     text = f"Function number {i} of a benchmark. " * 8
     data = {"kind": "module", "name": f"bench{i}", "text": text, "properties": {"line": i}}
     return NewEvent("entity.upserted", data)

@@ -49,7 +49,7 @@ class Watcher:
 
 
 def _run(place: Place, keys: list[str], there: Connection) -> None:
-    probe = {"chroma": _chroma, "neo4j": _neo4j, "elasticsearch": _elasticsearch}[place.store](place)
+    probe = probing(place)
     probe(keys[:1])
     there.send("ready")
     seen: dict[str, float] = {}
@@ -62,6 +62,11 @@ def _run(place: Place, keys: list[str], there: Connection) -> None:
         waiting = [key for key in asked if key not in found] + waiting[WINDOW:]
         time.sleep(PAUSE_S)
     there.send(seen)
+
+
+def probing(place: Place) -> Probe:
+    """Asks the store which of some keys it has, on a connection of its own."""
+    return {"chroma": _chroma, "neo4j": _neo4j, "elasticsearch": _elasticsearch}[place.store](place)
 
 
 def _chroma(place: Place) -> Probe:
