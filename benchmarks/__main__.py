@@ -32,6 +32,7 @@ NAMES: Final = (
     "keeping_up",
     "chain",
     "idle",
+    "outbox_size",
 )
 """The modules, in the order in which they run."""
 
