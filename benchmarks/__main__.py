@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from benchmarks import results
+from benchmarks import pictures, results
 from benchmarks.machine import spoken
 from benchmarks.measuring import say
 from benchmarks.running import COLUMNS, cells
@@ -26,6 +26,7 @@ NAMES: Final = (
     "peer_relays",
     "projector",
     "rebuild",
+    "rebuild_growth",
     "search",
     "latency",
     "freshness",
@@ -33,6 +34,7 @@ NAMES: Final = (
     "chain",
     "idle",
     "outbox_size",
+    "growth",
 )
 """The modules, in the order in which they run."""
 
@@ -51,6 +53,7 @@ def main() -> int:
     failed = [name for name in given.names if not succeeded(name, passed_on)]
     if given.results or not given.quick:
         page(given.results or results.FOLDER)
+        pictures.draw(given.results or results.FOLDER, given.results or pictures.FOLDER)
     if failed:
         say(f"failed: {', '.join(failed)}")
     return 1 if failed else 0

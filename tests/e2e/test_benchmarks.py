@@ -7,11 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import results
+from benchmarks import pictures, results
 from benchmarks.measuring import interleaved
 from benchmarks.results import Result, at_least, at_most, beside
 from deploy.local.servers import variable
@@ -97,6 +98,21 @@ def test_every_benchmark_is_one_that_make_bench_runs() -> None:
     folder = Path(benchmarks.__file__).parent
     runnable = {path.stem for path in folder.glob("*.py") if RUNNABLE.search(path.read_text("utf-8"))}
     assert runnable == set(benchmarks.NAMES)
+
+
+def test_a_picture_has_a_line_for_each_contender_with_the_points_in_the_order_of_their_sizes() -> None:
+    appending, draining, *_ = pictures.PICTURES
+    found = [
+        Result(f"append, {size} events a transaction", "events/s", {"ours": [ours], "psycopg": [theirs]}).document()
+        for size, ours, theirs in (("1,000", 30.0, 40.0), ("1", 3.0, 5.0))
+    ]
+    assert pictures.points(appending, found) == {"ours": [(1, 3), (1000, 30)], "psycopg": [(1, 5), (1000, 40)]}
+    question = "drain of 300 waiting rows beside one of 100: rate"
+    grown = Result(question, "rows/s", {"ours": [8.0], "100 rows": [9.0]}).document()
+    assert pictures.points(draining, [grown]) == {"ours": [(100, 9), (300, 8)]}
+    drawn = ElementTree.fromstring(pictures.svg(appending, pictures.points(appending, found)))
+    assert len(drawn.findall("{*}polyline")) == 2
+    assert {"ours", "psycopg", "1", "1,000"} <= {text.text for text in drawn.findall("{*}text")}
 
 
 def test_contenders_take_turns_in_another_order_each_round_and_the_warm_up_is_not_kept() -> None:
