@@ -21,7 +21,7 @@ class Engine(Protocol):
         """What comes after ``cursor``, about ``limit`` rows; none if nothing is new."""
 
     def written(self, cursor: Cursor) -> None:
-        """The cursor is committed: what it has passed is not needed any more."""
+        """The cursor is committed, and on disk: what it has passed is not needed any more."""
 
     def wait(self, stop: threading.Event, timeout_s: float) -> None:
         """Wait for something new, at most ``timeout_s``; a poll cannot know, and sleeps."""

@@ -69,6 +69,10 @@ class ExactlyOnceLeader(Leader):
                 run = [*before, *self._parking.pass_by(behind)]
         return {}
 
+    def _lasting(self) -> bool:
+        """Always: the note may be one page ahead of PostgreSQL, and no more."""
+        return True
+
     def _publish_again(self, key: Key, rows: Sequence[OutboxRow]) -> Again:
         refused: tuple[OutboxRow, str] | None = None
         while rows:

@@ -36,6 +36,10 @@ TRIM_EVERY_S: Final = 30.0
 REDRIVE_EVERY_S: Final = 1.0
 """How soon a parked key that somebody asked for is tried again."""
 
+LASTING_EVERY_S: Final = 1.0
+"""How often the cursor's commit waits for the disk. In between, a crash of PostgreSQL may take back what was written
+since: so much is published again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Again:
@@ -70,6 +74,7 @@ class Leader:
         self._limit = settings.page_min
         self._since_trim = 1  # what an earlier term left is trimmed too
         self._written_at = self._trimmed_at = time.monotonic()
+        self._lasting_at = -math.inf
         self._redriven_at = -math.inf  # a relay that only drains is to try what somebody asked for, too
 
     def step(self) -> int:
@@ -83,7 +88,10 @@ class Leader:
         2. Publish it and wait until the broker has it all. A crash here: it is published again later,
            in the same order, and consumers know each event by its stream and version.
         3. Advance the cursor, the map of what is published and the lease, and write down what is parked, in
-           one transaction that takes effect only for the leader's epoch. A crash after it leaves nothing to do.
+           one transaction that takes effect only for the leader's epoch. A crash after it leaves nothing to do. Only
+           now and then it is waited for until it is on disk: a crash of PostgreSQL itself may undo it, and the pages
+           since the last one that was waited for are published again. The epoch cannot be undone, the lease was
+           taken by a commit that was waited for.
         """
         page = self._engine.read(self._cursor, self._limit)
         if self._adapt(len(page.rows)):
@@ -91,8 +99,10 @@ class Leader:
         self._ask(page.rows)
         published = self._publish(page)
         if page.rows or page.settle or self._due():
-            self._advance(page.cursor, published)
-            self._engine.written(page.cursor)
+            lasting = self._lasting()
+            self._advance(page.cursor, published, lasting=lasting)
+            if lasting:
+                self._engine.written(page.cursor)
         self._cursor = page.cursor
         self._trim(len(page.rows))
         return len(page.rows) + self._redrive()
@@ -129,13 +139,19 @@ class Leader:
         RELAY_PUBLISHED.inc(len(rows))
         return sent
 
-    def _advance(self, cursor: Cursor, published: Places) -> None:
-        lease = self._lease
+    def _advance(self, cursor: Cursor, published: Places, *, lasting: bool = True) -> None:
+        lease, ttl_s = self._lease, self._settings.lease_s
         with self._connection.transaction() if self._parking.held else nullcontext():
-            cursors.advance(self._connection, lease.name, lease.epoch, cursor, published, self._settings.lease_s)
+            cursors.advance(self._connection, lease.name, lease.epoch, cursor, published, ttl_s, lasting=lasting)
             if self._parking.held:
                 self._parking.write()
         self._written_at = time.monotonic()
+        if lasting:
+            self._lasting_at = self._written_at
+
+    def _lasting(self) -> bool:
+        """Whether the next commit is to be waited for until it is on disk."""
+        return time.monotonic() - self._lasting_at > LASTING_EVERY_S
 
     def _due(self) -> bool:
         """Idle windows are written down now and then only: every write is one more transaction."""

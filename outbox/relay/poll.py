@@ -16,7 +16,7 @@ from outbox.broker.protocol import Message
 from outbox.database import Connection
 from outbox.envelope import event_message, plain_message
 from outbox.relay.cursor import Cursor, Snapshot
-from outbox.relay.sleep import Sleep
+from outbox.relay.sleep import UNLOCK, Sleep
 
 PLANNING: Final[Mapping[str, str]] = {
     "enable_seqscan": "off",
@@ -35,7 +35,7 @@ o.seq, o.position, o.topic, o.key, o.headers, o.payload, e.stream, e.version, e.
 
 # A window that begins now: what this statement sees is what the new snapshot b sees, so nothing else is asked.
 _BEGIN: Final = f"""
-WITH s AS MATERIALIZED (SELECT pg_current_snapshot()::text AS b),
+WITH s AS MATERIALIZED (SELECT pg_current_snapshot()::text AS b, {UNLOCK}),
 o AS (
     SELECT * FROM (
         SELECT * FROM outbox.outbox WHERE xid >= %(xmax)s::text::xid8
@@ -121,7 +121,7 @@ class PollEngine:
 
     def _begin(self, cursor: Cursor, limit: int) -> Page:
         a = cursor.b
-        parameters = {"xmax": str(a.xmax), "in_progress": a.in_progress, "limit": limit}
+        parameters = {"xmax": str(a.xmax), "in_progress": a.in_progress, "limit": limit, "unlock": self._sleep.unlock()}
         found = self._connection.execute(_BEGIN, parameters, prepare=True, binary=True).fetchall()
         b = Snapshot(found[0][0])
         rows = [outbox_row(self._prefix, r[1:]) for r in found if r[1] is not None]

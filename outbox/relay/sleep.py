@@ -24,6 +24,9 @@ from outbox.database import Connection
 LOCK: Final = (7_299_703, 0)
 """The advisory lock, as it stands in 0003_append.sql."""
 
+UNLOCK: Final = f"CASE WHEN %(unlock)s THEN pg_advisory_unlock({LOCK[0]}, {LOCK[1]}) END"
+"""What gives it back, as a column of a statement of which ``unlock`` is :meth:`Sleep.unlock`."""
+
 PATIENCE_S: Final = 0.002
 """So long it only pauses: under traffic the next row is there before a sleep would have begun."""
 
@@ -37,13 +40,15 @@ SLICE_S: Final = 0.1
 class Sleep:
     """The sleep of one engine, on its connection (autocommit). Used by one thread.
 
-    ``asleep``: whether producers notify.
+    ``asleep``: whether it waits to be woken. ``locked``: whether producers notify; the first statement after it was
+    woken gives the lock back on its way (:data:`UNLOCK`), since a round trip for that alone would delay what it was
+    woken for.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._listening = False
-        self.asleep = False
+        self.asleep = self.locked = False
 
     def wait(self, stop: threading.Event, pause_s: float) -> None:
         """Pause, or fall asleep (and return at once: read once more), or sleep until woken."""
@@ -54,16 +59,23 @@ class Sleep:
 
     def end(self) -> None:
         """There are rows: be awake."""
-        if self.asleep:
-            self._connection.execute("SELECT pg_advisory_unlock(%s, %s)", LOCK, prepare=True)
-            self.asleep = False
+        self.asleep = False
+
+    def unlock(self) -> bool:
+        """Whether the statement that is about to be sent has to give the lock back."""
+        owed = self.locked and not self.asleep
+        self.locked = self.locked and not owed
+        return owed
 
     def _begin(self) -> bool:
+        if self.locked:  # once is enough: the server counts
+            self.asleep = True
+            return True
         if not self._listening:
             self._connection.execute("LISTEN outbox")
             self._listening = True
         row = self._connection.execute("SELECT pg_try_advisory_lock(%s, %s)", LOCK, prepare=True).fetchone()
-        self.asleep = bool(row and row[0])
+        self.asleep = self.locked = bool(row and row[0])
         return self.asleep
 
     def _sleep(self, stop: threading.Event) -> None:

@@ -15,6 +15,7 @@ from outbox.relay import cursor as cursors
 from outbox.relay.cursor import BEGINNING, Cursor, Snapshot
 from outbox.relay.lease import Keeper, take
 from outbox.relay.parking import discard, parked, retry
+from outbox.relay.poll import PollEngine
 from outbox.relay.settings import RelaySettings
 from tests.integration.appending import event
 from tests.relaying import Recorder, down, drain, first_occurrences, leading, until
@@ -106,6 +107,22 @@ def test_a_window_that_fills_its_pages_to_the_row_does_not_look_like_the_end(dat
         append(producer, "order-1", event())
         assert leader.step() == 1
         assert leader.step() == 0
+
+
+def test_an_engine_is_told_only_of_a_cursor_that_a_crash_cannot_take_back(database, producer, recorder, monkeypatch):
+    monkeypatch.setattr("outbox.relay.leader.LASTING_EVERY_S", 3600)
+    told = []
+
+    class Told(PollEngine):
+        def written(self, cursor):
+            told.append(cursor)
+
+    append(producer, "order-1", [event() for _ in range(25)])
+    with leading(database, recorder, SMALL, engine=Told) as leader:
+        leader.step()
+        first = leader._cursor
+        assert drain(leader) == 15
+    assert told == [first]
 
 
 # ----------------------------------------------------------------- fencing
@@ -437,6 +454,7 @@ def test_a_poll_of_a_big_outbox_reads_only_what_is_new(database, producer):
         "xmax_b": str(snapshot.xmax + 100),
         "in_progress": snapshot.in_progress,
         "limit": 200,
+        "unlock": False,
         "last": 0,
         "b": f"{snapshot.xmax + 100}:{snapshot.xmax + 100}:",
     }

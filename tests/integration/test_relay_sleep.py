@@ -13,6 +13,8 @@ from outbox.event import NewEvent
 from outbox.log.append import append, send
 from outbox.log.bulk import bulk_append
 from outbox.relay import sleep
+from outbox.relay.cursor import BEGINNING, Cursor
+from outbox.relay.poll import PLANNING, PollEngine
 from outbox.relay.sleep import Sleep
 
 LONG_S = 60.0
@@ -124,3 +126,32 @@ def test_a_second_relay_pauses_where_the_first_one_sleeps(database: str, relay: 
     with connected(database) as other:
         assert Sleeper(relay).fall_asleep()
         assert not Sleeper(other).fall_asleep()
+
+
+def locks(connection: psycopg.Connection) -> int:
+    row = connection.execute(
+        "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database"
+        " WHERE locktype = 'advisory' AND datname = current_database()"
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@pytest.mark.parametrize("woken", [True, False])
+def test_what_finds_rows_gives_the_lock_back_with_what_it_reads_next(
+    database: str, producer: psycopg.Connection, woken: bool
+) -> None:
+    producer.autocommit = True
+    with connected(database, **PLANNING) as reading:
+        engine, stop = PollEngine(reading, "p"), threading.Event()
+        cursor = Cursor(BEGINNING, BEGINNING)
+        for _ in range(2):  # the lock counts how often it is taken
+            engine.wait(stop, 0.01)
+            assert locks(producer) == 1
+            one(producer)
+            if woken:
+                engine.wait(stop, 0.01)
+            page = engine.read(cursor, 10)
+            assert len(page.rows) == 1
+            cursor = engine.read(page.cursor, 10).cursor
+            assert locks(producer) == 0
