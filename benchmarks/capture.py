@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,7 @@ from typing import Any, Final
 from psycopg import conninfo, sql
 
 from benchmarks import databases
+from benchmarks.idle import until
 from benchmarks.measuring import interleaved
 from benchmarks.processes import OUTBOX
 from benchmarks.results import Result, at_most
@@ -167,9 +168,19 @@ def _serving(site: Site) -> bool:
     return bool(site.one("SELECT to_regclass('outbox_rows.rows') IS NOT NULL"))
 
 
-def killed(site: Site, seconds: float, kills: int) -> Result:
-    """The standard load, with the capturing process killed by signal 9 at moments that a seed has chosen."""
-    choose = random.Random(SEED)
+@dataclass(frozen=True)
+class Survived:
+    """What became of a load with kills."""
+
+    transactions: int
+    converged_s: float
+    """From the end of the load until the store was equal."""
+    differences: dict[str, int]
+
+
+def killed(site: Site, seconds: float, kills: int, seed: int) -> Survived:
+    """The standard load, with the capturing process killed by signal 9 at moments of the seed's choice."""
+    choose = random.Random(seed)
     moments = sorted(choose.uniform(0.05, 0.95) * seconds for _ in range(kills))
     with site.process("relay"), site.process("project", "rows"):
         capture = site.popen("capture", *TABLES)
@@ -183,9 +194,7 @@ def killed(site: Site, seconds: float, kills: int) -> Result:
         found, waited = converged(site)
         capture.terminate()
         capture.wait(60)
-    transactions = int(said.split("actually processed:")[1].split()[0])
-    note = f"{transactions:,} transactions in {seconds:g} s; the store was equal {waited:.1f} s after the last"
-    return Result(f"rows that differ after {kills} kills", "rows", {"ours": [sum(found.values())]}, at_most(0), note)
+    return Survived(int(said.split("actually processed:")[1].split()[0]), waited, found)
 
 
 def snapshot(site: Site, rows: int) -> float:
@@ -194,7 +203,7 @@ def snapshot(site: Site, rows: int) -> float:
     begun = time.monotonic()
     with site.process("capture", *TABLES):
         settled = "SELECT bool_and(state = 'streaming') FROM outbox.captured"
-        _until(lambda: site.one("SELECT to_regclass('outbox.captured')::text") and site.one(settled))
+        until(lambda: site.one("SELECT to_regclass('outbox.captured')::text") and site.one(settled), "not all is read")
         seconds = time.monotonic() - begun
         running.terminate()
         running.communicate()
@@ -213,11 +222,6 @@ def stream(site: Site, statement: str, rows: int) -> float:
     if site.one(LAST) - before < rows:
         raise RuntimeError("less was captured than was changed")
     return rate
-
-
-def _until(condition: Callable[[], Any]) -> None:
-    while not condition():
-        threading.Event().wait(0.05)
 
 
 @contextmanager
@@ -251,7 +255,12 @@ def measure(servers: Resolved, given: argparse.Namespace) -> Iterator[Result]:
     server = servers.address("postgres")
     if given.only in "kills":
         with site_of(server, 1) as site:
-            yield killed(site, given.seconds, KILLS)
+            done = killed(site, given.seconds, KILLS, SEED)
+        note = (
+            f"{done.transactions:,} transactions in {given.seconds:g} s; equal {done.converged_s:.1f} s after the last"
+        )
+        samples = {"ours": [sum(done.differences.values())]}
+        yield Result(f"rows that differ after {KILLS} kills", "rows", samples, at_most(0), note)
     if given.only in "snapshot":
         yield Result("snapshot under pgbench", "rows/s", {"ours": [*snapshots(server, given)]})
     if given.only in "stream":

@@ -25,8 +25,8 @@ def test_pgbench_with_three_kills_in_between_ends_with_stores_equal_row_by_row(s
     with connected(site.dsn) as connection:  # pgbench goes on to ask for those that are gone: a snapshot of fewer rows
         connection.execute("DELETE FROM pgbench_accounts WHERE aid > 5000")
     done = killed(site, seconds=12, kills=3, seed=7)
-    assert done["differences"] == dict.fromkeys(TABLES, 0)
-    assert done["transactions"] > 0
+    assert done.differences == dict.fromkeys(TABLES, 0)
+    assert done.transactions > 0
     (report,) = answer("verify", settings=site.settings, cwd=site.cwd)
     assert report["differences"] == []
     assert report["records"] > 5_000
