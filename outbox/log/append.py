@@ -27,13 +27,17 @@ from functools import cache
 from typing import Any, Final
 
 import psycopg
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
 from psycopg.rows import tuple_row
 
 from outbox.codec import Registry, default_registry
 from outbox.database import first_line
 from outbox.errors import DatabaseError
 from outbox.event import NewEvent
+from outbox.log.array_format import PackedArray, bytea_array, text_array, uuid_array
 from outbox.log.statement import (
+    APPEND,
     APPEND_ONE,
     Appended,
     Expected,
@@ -50,7 +54,7 @@ Execute = Callable[[Any, Statement], Any]
 _NAME: Final = re.compile(r":(\w+)")
 
 _BINARY: Final = frozenset({"types", "ids", "data", "meta", "payload"})
-"""Parameters that psycopg sends in PostgreSQL's binary form: it writes arrays several times faster than as text."""
+"""Parameters that psycopg sends in PostgreSQL's binary form: arrays are written several times faster than as text."""
 
 _BINARY_OF_ONE: Final = frozenset({"data"})
 
@@ -149,25 +153,48 @@ def _sqlstate(error: BaseException | None) -> str | None:
 
 def _psycopg(connection: Any, statement: Statement) -> Any:
     cursor = psycopg.Cursor(connection, row_factory=tuple_row)
-    return cursor.execute(*_for_psycopg(statement)).fetchone()
+    return cursor.execute(*_for_psycopg(cursor, statement)).fetchone()
 
 
 async def _psycopg_async(connection: Any, statement: Statement) -> Any:
     cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
-    return await (await cursor.execute(*_for_psycopg(statement))).fetchone()
+    return await (await cursor.execute(*_for_psycopg(cursor, statement))).fetchone()
 
 
-def _for_psycopg(statement: Statement) -> tuple[bytes, Mapping[str, Any]]:
+def _for_psycopg(cursor: Any, statement: Statement) -> tuple[bytes, Mapping[str, Any]]:
     """The query and its values as psycopg sends them soonest.
 
     It looks a dumper up for each type of each statement: of one event everything but the data goes as text. The SQL
     is the same object each time, so that its hash, by which psycopg finds what it has prepared, is made once.
     """
     values = statement.values
-    if statement.sql is not APPEND_ONE:
-        return _percent_bytes(statement.sql, _BINARY), values
-    texts = {**values, "expected": f"{values['expected']:d}", "ids": values["ids"].hex}
-    return _percent_bytes(APPEND_ONE, _BINARY_OF_ONE), texts
+    if statement.sql is APPEND_ONE:
+        texts = {**values, "expected": f"{values['expected']:d}", "ids": values["ids"].hex}
+        return _percent_bytes(APPEND_ONE, _BINARY_OF_ONE), texts
+    if statement.sql is APPEND:
+        cursor.adapters.register_dumper(PackedArray, _PackedDumper)
+        values = _packed(values, cursor.connection.info.encoding)
+    return _percent_bytes(statement.sql, _BINARY), values
+
+
+class _PackedDumper(Dumper):
+    """Sends an array as it is; the server knows from the function which type it takes."""
+
+    format = Format.BINARY
+
+    def dump(self, obj: PackedArray) -> bytes:
+        return obj
+
+
+def _packed(values: Mapping[str, Any], encoding: str) -> Mapping[str, Any]:
+    """The values with the arrays of a batch made ready: item by item psycopg takes three times as long."""
+    return {
+        **values,
+        "ids": uuid_array(values["ids"]),
+        "data": bytea_array(values["data"]),
+        "types": text_array(values["types"], encoding),
+        "meta": text_array(values["meta"], encoding),
+    }
 
 
 def _sqlalchemy(connection: Any, statement: Statement) -> Any:

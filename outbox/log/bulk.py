@@ -72,6 +72,15 @@ class _Batch:
     events: Sequence[NewEvent]
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What the rows of a chunk have in common."""
+
+    at: bytes
+    encoding: str
+    """The client's, in which PostgreSQL takes texts; not those in Avro, which are bytes to it."""
+
+
 @dataclass(slots=True)
 class _Chunk:
     """Batches that are written together."""
@@ -138,7 +147,8 @@ def _write(cursor: psycopg.Cursor[Any], chunk: _Chunk, registry: Registry) -> To
     bases = _bases(chunk)
     cursor.execute(_RESERVE, [chunk.events])
     ((positions, at, xid),) = cursor.fetchall()
-    _copy(cursor, _COPY_EVENT, _rows(chunk, bases, positions, timestamp(at), registry))
+    form = _Form(timestamp(at), cursor.connection.info.encoding)
+    _copy(cursor, _COPY_EVENT, _rows(chunk, bases, positions, form, registry))
     _copy(cursor, _COPY_OUTBOX, [position_rows(positions)])
     cursor.execute("SELECT outbox.wake()")
     return Token(int(xid))
@@ -169,14 +179,14 @@ def _bases(chunk: _Chunk) -> list[int]:
 
 
 def _rows(
-    chunk: _Chunk, bases: Sequence[int], positions: Sequence[int], at: bytes, registry: Registry
+    chunk: _Chunk, bases: Sequence[int], positions: Sequence[int], form: _Form, registry: Registry
 ) -> Iterator[bytes]:
     """The rows of the events, in pieces."""
     place, rows, size = iter(positions), [], 0
     for batch, base in zip(chunk.batches, bases, strict=True):
         data = encode_all(batch.events, registry)
         chunk.size_bytes += sum(map(len, data))
-        for row in _batch_rows(batch, base, data, place, at):
+        for row in _batch_rows(batch, base, data, place, form):
             rows.append(row)
             size += len(row)
             if size >= PIECE_BYTES:
@@ -185,11 +195,13 @@ def _rows(
     yield b"".join(rows)
 
 
-def _batch_rows(batch: _Batch, base: int, data: list[bytes], place: Iterator[int], at: bytes) -> Iterator[bytes]:
-    stream, types = field(batch.stream.encode()), {e.type: field(e.type.encode()) for e in batch.events}
+def _batch_rows(batch: _Batch, base: int, data: list[bytes], place: Iterator[int], form: _Form) -> Iterator[bytes]:
+    encoding = form.encoding
+    stream, types = field(batch.stream.encode(encoding)), {e.type for e in batch.events}
+    names = {type_: field(type_.encode(encoding)) for type_ in types}
     for version, (event, encoded) in enumerate(zip(batch.events, data, strict=True), base + 1):
-        meta = encode_meta(event.meta).encode()
-        yield event_row(next(place), stream, version, types[event.type], event.id, encoded, meta, at)
+        meta = encode_meta(event.meta).encode(encoding)
+        yield event_row(next(place), stream, version, names[event.type], event.id, encoded, meta, form.at)
 
 
 def _explain(cursor: psycopg.Cursor[Any], chunk: _Chunk, error: psycopg.errors.UniqueViolation) -> None:

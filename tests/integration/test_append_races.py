@@ -12,6 +12,7 @@ import pytest
 from psycopg import IsolationLevel
 from psycopg.rows import dict_row
 
+from outbox.codec import default_registry
 from outbox.errors import DatabaseError, DuplicateEvent, VersionConflict
 from outbox.log.append import append, append_async, send
 from tests.integration.appending import event
@@ -248,6 +249,16 @@ def test_an_append_does_not_change_the_callers_connection(module_database, strea
         append(connection, stream, event())
         assert connection.execute("SELECT 1 AS n").fetchone() == {"n": 1}
         assert connection.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_callers_client_encoding_does_not_matter(module_database, stream, look, size):
+    events = [event(f"Ä{n}", meta={"who": f"ä{n}"}) for n in range(size)]
+    with psycopg.connect(module_database, client_encoding="latin1") as connection:
+        append(connection, f"{stream}-ö", events)
+    query = "SELECT meta, data FROM outbox.event WHERE stream = %s ORDER BY version"
+    encoded = [default_registry().encode(e.type, e.data) for e in events]
+    assert look(query, f"{stream}-ö") == [(e.meta, data) for e, data in zip(events, encoded, strict=True)]
 
 
 def test_a_savepoint_rolled_back_takes_its_append_along(module_database, stream):

@@ -206,6 +206,13 @@ def test_the_connections_row_factory_does_not_matter(database):
         assert bulk_append(connection, [("order-1", 0, [event()])]).events == 1
 
 
+def test_the_clients_encoding_does_not_matter(database, look):
+    with psycopg.connect(database, client_encoding="latin1") as connection:
+        bulk_append(connection, [("order-ö", 0, [event("Ä", meta={"who": "ä"})])])
+    ((stream, meta),) = look("SELECT stream, meta FROM outbox.event")
+    assert (stream, meta) == ("order-ö", {"who": "ä"})
+
+
 def test_other_connections_are_refused():
     with pytest.raises(DatabaseError, match="psycopg"):
         bulk_append(object(), [])
