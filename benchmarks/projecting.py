@@ -22,7 +22,7 @@ from outbox.settings import Settings, load
 from projectors import ledger
 from projectors.pipeline import Plan
 from projectors.record import Record
-from projectors.runner import Session, Stations
+from projectors.session import Session, Stations
 from projectors.wiring import ReadSide, open_read_side
 
 PROJECTOR: Final = "bench"

@@ -24,7 +24,7 @@ from benchmarks.results import Result, at_least
 from benchmarks.running import options, run
 from deploy.local.resolve import Resolved
 from projectors.record import Record
-from projectors.runner import Session
+from projectors.session import Session
 
 RECORDS = 10_000
 TARGET = at_least(0.9)

@@ -109,15 +109,19 @@ class Folding:
         self._below = below
         self._states_max = states_max
         self._states: OrderedDict[str, State] = OrderedDict()
+        self._before: Mapping[str, State] = {}
+        """States of the batch before the one being folded, which is not in the store yet."""
 
-    def fold(self, events: Iterable[Event]) -> list[Folded]:
+    def fold(self, events: Iterable[Event], before: Iterable[Folded] = ()) -> list[Folded]:
         """Coalesce the events per stream and fold them. Nothing is remembered until :meth:`keep`.
 
+        ``before``: the batch before this one, if it is not kept yet; this one goes on where it ends.
         Events already folded (the same or a lower version) are passed over; missing ones are read from
         the log. A stream whose fold raises gives a :class:`Failure`; the others are not held up by it.
         """
+        self._before = {one.stream: one.state for one in before if one.first is not None}
         batches = self._group(events)
-        bases = {stream: self._states.get(stream) or State() for stream in batches}
+        bases = {stream: self._known(stream) or State() for stream in batches}
         failures = self._fill(batches, bases)
         return [
             self._stream(stream, bases[stream], batch)
@@ -139,10 +143,13 @@ class Folding:
         """Drop one stream's state, so that all of it is folded and written again."""
         self._states.pop(stream, None)
 
+    def _known(self, stream: str) -> State | None:
+        return self._before.get(stream) or self._states.get(stream)
+
     def _group(self, events: Iterable[Event]) -> dict[str, Batch]:
         batches: dict[str, Batch] = {}
         for event in events:
-            known = self._states.get(event.stream)
+            known = self._known(event.stream)
             if known is None or event.version > known.version:
                 batches.setdefault(event.stream, {})[event.version] = event
         return batches
@@ -157,7 +164,7 @@ class Folding:
         failures: dict[str, Failure] = {}
         for stream, history in groupby(self._below(missing), key=lambda e: e.stream) if missing else ():
             batch = batches[stream]
-            first = min(batch) if stream not in self._states else 0
+            first = min(batch) if self._known(stream) is None else 0
             for event in history:
                 if event.version >= first:
                     if event.version > bases[stream].version:
@@ -172,7 +179,7 @@ class Folding:
 
     def _missing_below(self, stream: str, batch: Batch) -> int:
         """The version below which the log must be read; 0 if nothing is missing."""
-        cached, first, last = self._states.get(stream), min(batch), max(batch)
+        cached, first, last = self._known(stream), min(batch), max(batch)
         begin = first if cached is None else cached.version + 1
         if len(batch) < last - begin + 1:
             return last
@@ -193,9 +200,13 @@ class Folding:
                 state, current = after, made
         except Exception as error:  # noqa: BLE001  # the projection's own code may raise anything
             failure = _failure(event, error)
-        records = {key: current[key][0] for key in changed if key in current}
-        changes = [Change(key, stream, state.version, records.get(key)) for key in sorted(changed)]
+        changes = [_change(key, stream, state.version, current) for key in sorted(changed)]
         return Folded(stream, state, changes, first, failure)
+
+
+def _change(key: str, stream: str, version: int, now: Forms) -> Change:
+    record, form = now.get(key, (None, None))
+    return Change(key, stream, version, record, form=form)
 
 
 def _failure(event: Event, error: Exception) -> Failure:

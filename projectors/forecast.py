@@ -21,7 +21,7 @@ from projectors.model import model_some
 from projectors.pipeline import Plan, embedded
 from projectors.rebuild import TRIAL, lock, upcoming
 from projectors.record import Change
-from projectors.runner import Stations
+from projectors.session import Stations
 from projectors.sinks.protocol import Sink
 from projectors.skipping import skipping
 from projectors.verify import Report, Verifier

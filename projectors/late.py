@@ -21,7 +21,7 @@ from itertools import groupby
 from typing import Final
 
 from outbox.codec import Registry
-from outbox.database import Connection
+from outbox.database import Connection, connected
 from outbox.errors import RecordsRefused, StoreUnavailable
 from outbox.log.read import read_below
 from outbox.logs import logger
@@ -51,10 +51,14 @@ Newest = Callable[[Mapping[str, set[str]]], Iterable[Change]]
 """Of streams and keys of theirs: the changes that bring the keys, and all else of the streams, up to date."""
 
 
-def newest_of(connection: Connection, plan: Plan, registry: Registry) -> Newest:
-    """Folds the streams from the log."""
+def newest_of(dsn: str, plan: Plan, registry: Registry) -> Newest:
+    """Folds the streams from the log, on a connection opened for it: it is rarely asked, and by the writer's thread."""
 
     def newest(keys: Mapping[str, set[str]]) -> Iterator[Change]:
+        with connected(dsn) as connection:
+            yield from read(connection, keys)
+
+    def read(connection: Connection, keys: Mapping[str, set[str]]) -> Iterator[Change]:
         events = read_below(connection, dict.fromkeys(keys, END), Deferring(registry))
         for stream, history in groupby(events, key=lambda e: e.stream):
             now = fold_each(plan, stream, history)

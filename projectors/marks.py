@@ -76,7 +76,7 @@ def mark_of(change: Change) -> Mark | None:
     """
     if change.record is None:
         return None
-    return Mark(slice_of(change.key), shortened(mark64(change.stream, change.key, digest(change.record))))
+    return Mark(slice_of(change.key), shortened(mark64(change.stream, change.key, digest(change.record, change.form))))
 
 
 def summed(marks: Iterable[tuple[int | None, int | None]]) -> dict[int, Sum]:

@@ -5,7 +5,7 @@ The runner and the rebuild's catch-up both go through here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,8 +37,22 @@ class Plan:
     embed: Embed | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A batch that is folded and not written: ``changes`` are all that it asks of the store, with their vectors."""
+
+    events: int
+    folded: Sequence[Folded]
+    changes: Sequence[Change]
+
+    def without(self, streams: Container[str]) -> Ready:
+        """The same batch without some of its streams."""
+        folded = [one for one in self.folded if one.stream not in streams]
+        return Ready(self.events, folded, [c for c in self.changes if c.stream not in streams])
+
+
 class Pipeline:
-    """Applies events to one generation. Used by one thread."""
+    """Applies events to one generation. Used by one thread, but for :meth:`write`, which any one thread may call."""
 
     def __init__(self, plan: Plan, sink: Sink, generation: str, folding: Folding, park: Park) -> None:
         self._plan = plan
@@ -61,36 +75,46 @@ class Pipeline:
 
         ``repair``: the changes apply at an equal version too.
         """
-        folded = self._folding.fold(events)
-        changes = [replace(c, repair=repair) if repair else c for one in folded for c in one.changes]
-        refused = self._write(changes)
-        for one in folded:
-            self._park_if_stuck(one, refused.get(one.stream))
-        self._folding.keep(one for one in folded if one.stream not in refused)
-        self._applied.inc(len(events))
-        return len(changes)
+        ready = self.fold(events, repair=repair)
+        self.finish(ready, self.write(ready))
+        return len(ready.changes)
 
-    def _write(self, changes: Sequence[Change]) -> dict[str, str]:
-        """Apply; returns the store's reason for each stream of which it refuses a record."""
+    def fold(self, events: Sequence[Event], *, repair: bool = False, after: Ready | None = None) -> Ready:
+        """Step 1 of :meth:`apply`. ``after``: the batch before this one, if it is not written yet."""
+        folded = self._folding.fold(events, after.folded if after else ())
+        changes = [replace(c, repair=repair) if repair else c for one in folded for c in one.changes]
+        return Ready(len(events), folded, embedded(changes, self._plan.embed))
+
+    def write(self, ready: Ready) -> dict[str, str]:
+        """Step 2 of :meth:`apply`. Returns the store's reason for each stream of which it refuses a record."""
         try:
-            self._sink.apply(self._generation, embedded(changes, self._plan.embed))
+            self._sink.apply(self._generation, ready.changes)
         except RecordsRefused as error:
-            return {c.stream: f"{c.key}: {error.reasons[c.key]}" for c in changes if c.key in error.reasons}
+            return {c.stream: f"{c.key}: {error.reasons[c.key]}" for c in ready.changes if c.key in error.reasons}
         return {}
 
-    def _park_if_stuck(self, one: Folded, reason: str | None) -> None:
+    def finish(self, ready: Ready, refused: Mapping[str, str]) -> bool:
+        """Steps 3 and 4 of :meth:`apply`. Returns whether a stream was parked: what was folded after this batch, and
+        before this call, has gone on with it and is to be folded anew."""
+        stuck = [self._park_if_stuck(one, refused.get(one.stream)) for one in ready.folded]
+        self._folding.keep(one for one in ready.folded if one.stream not in refused)
+        self._applied.inc(ready.events)
+        return any(stuck)
+
+    def _park_if_stuck(self, one: Folded, reason: str | None) -> bool:
         failure = one.failure
         if reason is not None and one.first is not None:
             # Which of the batch's events made the refused record is not known: none of them counts as applied,
             # and no type is named.
             failure = Failure(one.stream, one.first.version, "", reason)
         if failure is None:
-            return
+            return False
         log.warning(
             "parked", projector=self._plan.name, stream=failure.stream, version=failure.version, error=failure.error
         )
         self._park(failure)
         self._parked.inc()
+        return True
 
 
 def embedded(changes: Sequence[Change], embed: Embed | None) -> list[Change]:
@@ -99,7 +123,7 @@ def embedded(changes: Sequence[Change], embed: Embed | None) -> list[Change]:
     bare = [(i, c.record) for i, c in enumerate(changes) if isinstance(c.record, Vector) and c.record.embedding is None]
     if bare and embed is not None:
         for (i, record), row in zip(bare, embed([r.text for _, r in bare]), strict=True):
-            result[i] = replace(changes[i], record=replace(record, embedding=row))
+            result[i] = replace(changes[i], record=replace(record, embedding=row), form=None)
     return result
 
 

@@ -35,7 +35,7 @@ from projectors.model import model
 from projectors.pipeline import Plan, embedded
 from projectors.record import Change
 from projectors.resilience import resilient
-from projectors.runner import Session, Stations
+from projectors.session import Session, Stations
 from projectors.sinks.protocol import Sink
 from projectors.skipping import skipping
 

@@ -97,6 +97,8 @@ class Change:
     record: Record | None
     repair: bool = False
     """Written by ``verify --repair``: applies at an equal version too, since what stands there is wrong."""
+    form: bytes | None = field(default=None, compare=False, repr=False)
+    """The record's canonical form, from whoever has made it already; None: nobody has."""
 
     @property
     def beats(self) -> int:
@@ -141,9 +143,9 @@ def canonical(record: Record) -> bytes:
     return _json([type(record).__name__, record.key, body])
 
 
-def digest(record: Record) -> bytes:
-    """BLAKE2b of the canonical form, :data:`DIGEST_BYTES` long."""
-    return hashlib.blake2b(canonical(record), digest_size=DIGEST_BYTES).digest()
+def digest(record: Record, form: bytes | None = None) -> bytes:
+    """BLAKE2b of the canonical form (``form``, if it is known), :data:`DIGEST_BYTES` long."""
+    return hashlib.blake2b(canonical(record) if form is None else form, digest_size=DIGEST_BYTES).digest()
 
 
 def by_key(records: Iterable[Record]) -> dict[str, Record]:

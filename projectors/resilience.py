@@ -24,6 +24,9 @@ SHARE_MIN: Final = 16
 GROWTH: Final = 50
 """A share grows by this part of the configured batch: slowly, since each failure costs a back-off."""
 
+QUICK: Final = 3
+"""A share that took less than this part of the target may be doubled and still be in time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Resilience:
@@ -51,17 +54,22 @@ class Pace:
 
     def __init__(self, settings: Resilience) -> None:
         self._settings = settings
+        self._starting = True
         self.size = settings.batch
 
     def took(self, share: int, took_s: float) -> None:
-        """A share was applied in this time: additive increase, multiplicative decrease."""
+        """A share was applied in this time: additive increase, multiplicative decrease; and doubling at first, for as
+        long as the store is quick ("slow start": Jacobson, "Congestion Avoidance and Control", 1988)."""
         if took_s > self._settings.apply_target_s:
             self.shrink()
         elif share == self.size:
-            self.size = min(self.size + self._settings.batch // GROWTH + 1, self._settings.batch_max)
+            doubles = self._starting and took_s < self._settings.apply_target_s / QUICK
+            more = self.size if doubles else self._settings.batch // GROWTH + 1
+            self.size = min(self.size + more, self._settings.batch_max)
 
     def shrink(self) -> None:
         """The store failed: it may be the size."""
+        self._starting = False
         self.size = max(self.size // 2, min(SHARE_MIN, self._settings.batch))
 
 

@@ -24,7 +24,8 @@ from projectors.query.protocol import Reader
 from projectors.rebuild import first_build
 from projectors.resilience import Resilience
 from projectors.rows import Rows
-from projectors.runner import Runner, Stations
+from projectors.runner import Runner
+from projectors.session import Stations
 from projectors.sinks.protocol import Sink
 from projectors.witness import Witness
 

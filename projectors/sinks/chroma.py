@@ -25,7 +25,7 @@ from outbox.errors import RecordsRefused, StoreUnavailable
 from projectors.marks import Sum, summed
 from projectors.record import Change, Stored, digest, newest
 from projectors.sinks.chroma_client import Part, collection_name, is_refusal, open_client, translated
-from projectors.sinks.chroma_codec import MARK, SLICE, STREAM, VERSION, ChromaRow, decode, encode
+from projectors.sinks.chroma_codec import SLICE, STREAM, VERSION, ChromaRow, content_in, decode, encode, mark_in
 
 REQUEST_BYTES: Final = 16 * 1024 * 1024
 """A server refuses requests above 40 MiB by default; our sizes are estimates, and proxies are often stricter."""
@@ -75,6 +75,9 @@ class _Plan:
     deletes: list[str]
     adds: list[ChromaRow]
     updates: list[ChromaRow]
+    """Text or vector are other ones than those stored."""
+    alike: list[ChromaRow]
+    """They may be the same ones, by their hash."""
 
 
 class ChromaSink:
@@ -116,7 +119,7 @@ class ChromaSink:
 
     def sums(self, generation: str) -> dict[int, Sum]:
         """Added up here, of metadata alone: Chroma cannot add, but neither texts nor vectors are read."""
-        return summed((m.get(SLICE), m.get(MARK)) for _, m in self._metadata(generation))
+        return summed((m.get(SLICE), mark_in(m)) for _, m in self._metadata(generation))
 
     def scan_slices(self, generation: str, slices: Container[int]) -> Iterator[Stored]:
         """By their ids, found in the metadata: 100 bytes each of what is then read page by page."""
@@ -151,7 +154,8 @@ class ChromaSink:
         3. Delete what they remove.
         4. Add new records.
         5. Update those that are there: Chroma merges metadata, so names that went are set to None. Changing a
-           vector in the index costs some 25 times what changing metadata does, so the same one is not sent again.
+           vector in the index costs some 25 times what changing metadata does, so the same one is not sent again;
+           where the hash does not rule it out, it is read and compared.
         """
         plan = self._plan(held, page, refused)
         if plan.marks:
@@ -160,15 +164,15 @@ class ChromaSink:
         if plan.deletes:
             held.records.delete(ids=plan.deletes)
         _write(held.records.add, plan.adds, ADD_ROWS, refused)
-        same, other = _by_content(held.records, plan.updates)
-        _write(held.records.update, other, CHANGE_ROWS, refused)
+        same, other = _by_content(held.records, plan.alike)
+        _write(held.records.update, [*plan.updates, *other], CHANGE_ROWS, refused)
         _write(partial(_update_metadata, held.records), same, ADD_ROWS, refused)
 
     def _plan(self, held: _Generation, page: Sequence[Change], refused: dict[str, str]) -> _Plan:
         keys = [change.key for change in page if change.key]
         stored = _metadata(held.records, keys)
         marks = _metadata(held.tombstones, keys) if held.has_tombstones() else {}
-        plan = _Plan([], [], [], [])
+        plan = _Plan([], [], [], [], [])
         for change in page:
             old = stored.get(change.key)
             wins = change.beats > max(_version(old), _version(marks.get(change.key)))
@@ -188,7 +192,7 @@ class ChromaSink:
             plan.adds.append(row)
         else:
             row.metadata.update(dict.fromkeys(old.keys() - row.metadata.keys()))
-            plan.updates.append(row)
+            (plan.alike if content_in(old) in (0, row.content) else plan.updates).append(row)
 
     def _row(self, change: Change) -> ChromaRow:
         row = encode(change)

@@ -9,13 +9,15 @@ Chroma bends some of what it is given, so that each is stored in a form it keeps
 * **Metadata.** Chroma takes no nested, empty or None values and no integer beyond 64 bits; it loses the sign of
   -0.0 and the last bit of many floats (its log is JSON, read back without exact rounding). Plain values are
   stored under their own names, where Chroma can filter by them; if any value is not plain, ``_m`` has them all.
-* ``_v`` and ``_s`` are the record's version and stream, ``_b`` and ``_h`` its slice and mark
-  (:mod:`projectors.marks`). The user's names that begin with ``_`` are only in ``_m``.
+* ``_v`` and ``_s`` are the record's version and stream, ``_b`` its slice and ``_h`` its mark (:mod:`projectors.marks`),
+  above it 31 bits of a hash of text and vector: one number, since each name of each record is a row to Chroma.
+  The user's names that begin with ``_`` are only in ``_m``.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -25,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from projectors.marks import mark_of
+from projectors.marks import MARK_BITS, mark_of, shortened
 from projectors.record import Change, Vector
 
 VERSION: Final = "_v"
@@ -61,6 +63,11 @@ class ChromaRow:
     metadata: dict[str, Any]
 
     @property
+    def content(self) -> int:
+        """31 bits of its text and vector."""
+        return content_in(self.metadata)
+
+    @property
     def size(self) -> int:
         """Bytes in a request, about: a float32 is up to 20 characters of JSON, a character up to 6 bytes."""
         texts = len(self.document) + sum(len(v) for v in self.metadata.values() if isinstance(v, str))
@@ -83,7 +90,7 @@ def encode(change: Change) -> ChromaRow:
     stored = unit(given)
     metadata = _plain(record.metadata) | {VERSION: change.version, STREAM: change.stream}
     if mark := mark_of(change):
-        metadata |= {SLICE: mark.slice, MARK: mark.mark}
+        metadata |= {SLICE: mark.slice, MARK: _content(record.text, stored) << MARK_BITS | mark.mark}
     if not all(_is_plain(name, value) for name, value in record.metadata.items()):
         metadata[METADATA] = orjson.dumps(dict(record.metadata)).decode()
     if stored is not given:
@@ -96,6 +103,23 @@ def decode(key: str, embedding: Sequence[float], document: str | None, metadata:
     kept = metadata.get(EMBEDDING)
     vector = np.asarray(embedding, np.float32) if kept is None else np.frombuffer(base64.b64decode(kept), "<f4")
     return Vector(key, document or "", user_metadata(metadata), vector.tolist())
+
+
+def content_in(metadata: Mapping[str, Any]) -> int:
+    """31 bits of the text and vector that a row has; 0 if it was written without."""
+    return int(metadata.get(MARK) or 0) >> MARK_BITS
+
+
+def mark_in(metadata: Mapping[str, Any]) -> int | None:
+    """The mark of a row, if it has one."""
+    both = metadata.get(MARK)
+    return None if both is None else shortened(both)
+
+
+def _content(text: str, vector: Floats) -> int:
+    hashed = hashlib.blake2b(vector.astype("<f4").tobytes(), digest_size=4)
+    hashed.update(text.encode())
+    return int.from_bytes(hashed.digest()) >> 1
 
 
 def user_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:

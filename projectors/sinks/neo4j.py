@@ -11,6 +11,7 @@ kept as JSON in ``_json``. Names that start with ``_`` belong to the sink:
 ``_version`` the stream's version; absent on a stub, which stands in for an edge's missing end
 ``_live``    false for stubs and tombstones
 ``_slice``   and ``_mark``, of a live node: see :mod:`projectors.marks`
+``_edges``   a hash of the edges that the node owns, written with them: where it stays, they are not looked at
 ``_stream``  ``_kind`` ``_json`` ``_name`` (a name too long for its index) as they say
 ===========  =========================================================================================
 
@@ -27,7 +28,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import neo4j
 
@@ -70,23 +71,24 @@ _DROP: Final = (
     "DROP INDEX `NAME: name` IF EXISTS",
     "DROP CONSTRAINT LABEL IF EXISTS",
 )
-_VERSIONS: Final = """
+# Answers come as one list: a message a row costs the driver more than the rest of the transaction.
+_SEEN: Final = """
 UNWIND $keys AS key MATCH (n:LABEL {_key: key}) WHERE n._version IS NOT NULL
-RETURN key, n._version AS version, n._kind AS kind
+RETURN collect([key, n._version, coalesce(n._edges, 0), n._kind]) AS found
 """
 _OWNED: Final = """
 UNWIND $keys AS key MATCH (n:LABEL {_key: key})-[r]->(m:LABEL)
-RETURN key, elementId(r) AS id, type(r) AS kind, m._key AS target, properties(r) AS properties
+RETURN collect([key, elementId(r), type(r), m._key, properties(r)]) AS found
 """
-# Rows are lists, [key] of a stub or [key, seen version, labels, properties], and so are edges, [kind, target,
-# properties]: maps would send every name with every row, and packing is half of what a write costs.
+# Rows are lists, [key] of a stub or [key, seen version, seen edges, labels, properties], and so are edges,
+# [kind, target, properties]: maps would send every name with every row, and packing is half of what a write costs.
 # Removing a property that is not there writes nothing, but takes the node's write lock before anything is read.
 _WRITE: Final = """
 UNWIND $rows AS row
 MERGE (n:LABEL {_key: row[0]}) ON CREATE SET n:Outbox, n._live = false
 REMOVE n._lock
-WITH n, row WHERE size(row) > 1 AND coalesce(n._version, 0) = row[1]
-SET n = row[3], n:$(row[2])
+WITH n, row WHERE size(row) > 1 AND coalesce(n._version, 0) = row[1] AND coalesce(n._edges, 0) = row[2]
+SET n = row[4], n:$(row[3])
 RETURN count(*) AS written
 """
 _UNLABEL: Final = "UNWIND $rows AS row MATCH (n:LABEL {_key: row.key}) REMOVE n:$(row.labels)"
@@ -233,21 +235,23 @@ def _again_if_overtaken(write: Callable[[], None]) -> None:
 def _write(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row]) -> None:
     """Apply a batch in one transaction; a crash anywhere leaves nothing of it.
 
-    1. Read versions, without locks, and leave out what is overtaken: versions only rise, so it stays so.
+    1. Read versions and hashes of edges, without locks, and leave out what is overtaken: versions only rise, so it
+       stays so.
     2. Lock the nodes, and the ends of the edges of those that are new, in the order of their keys (so that
        concurrent batches mostly wait for each other instead of deadlocking), making missing ones as stubs.
-       Write each node if its version is still the one read in 1; if one is not, roll back and start again.
-    3. Read the edges owned so far. This must come after the locks: without them, Neo4j shows a commit of
-       someone else in parts, the new version already and the old edges still.
+       Write each node if its version and hash are still those read in 1; if one is not, roll back and start again.
+    3. Read the edges owned so far by nodes that get others, or are repaired. This must come after the locks:
+       without them, Neo4j shows a commit of someone else in parts, the new version already and the old edges still.
     4. Lock the ends of the edges that came or went, then cut, change and join.
     """
     if not list(tx.run(_MARKED, label=label)):
         raise StoreUnavailable(f"neo4j: generation {label} has not been prepared")
-    seen = {r["key"]: r for r in tx.run(cypher(_VERSIONS, label), keys=[row.key for row in batch])}
-    batch = [row for row in batch if row.key not in seen or row.beats > seen[row.key]["version"]]
+    seen = {key: _Seen(*rest) for key, *rest in _list(tx, cypher(_SEEN, label), [row.key for row in batch])}
+    batch = [row for row in batch if row.beats > seen.get(row.key, _NEW).version]
     if not batch:
         return
     _write_nodes(tx, label, batch, seen)
+    batch = [row for row in batch if row.repairs or seen.get(row.key, _NEW).edges != row.edges_hash]
     edges = _difference(tx, label, batch, [row.key for row in batch if row.key in seen])
     _each(tx, cypher(_WRITE, label), "rows", [[key] for key in sorted(edges.ends)])
     _each(tx, _CUT, "ids", edges.stale)
@@ -255,14 +259,28 @@ def _write(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row]) -> No
     _each(tx, cypher(_JOIN, label), "rows", [[key, joins] for key, joins in edges.missing.items() if joins])
 
 
-def _write_nodes(
-    tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row], seen: Mapping[str, neo4j.Record]
-) -> None:
+def _list(tx: neo4j.ManagedTransaction, statement: str, keys: Sequence[str]) -> list[Any]:
+    found: list[Any] = tx.run(statement, keys=keys).single(strict=True)["found"]
+    return found
+
+
+class _Seen(NamedTuple):
+    """What a node was when it was first looked at."""
+
+    version: int
+    edges: int
+    kind: str | None
+
+
+_NEW: Final = _Seen(0, 0, None)
+
+
+def _write_nodes(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row], seen: Mapping[str, _Seen]) -> None:
     rows: dict[str, list[Any]] = {end: [end] for row in batch if row.key not in seen for _, end in row.edges}
     former = []
     for row in batch:
-        version, kind = (seen[row.key]["version"], seen[row.key]["kind"]) if row.key in seen else (0, None)
-        rows[row.key] = [row.key, version, labels_of(row.kind), row.properties]
+        version, edges, kind = seen.get(row.key, _NEW)
+        rows[row.key] = [row.key, version, edges, labels_of(row.kind), row.properties]
         if kind != row.kind and labels_of(kind):
             former.append({"key": row.key, "labels": labels_of(kind)})
     written = tx.run(cypher(_WRITE, label), rows=[rows[key] for key in sorted(rows)]).single(strict=True)["written"]
@@ -289,13 +307,13 @@ def _difference(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row], 
     """Compare the edges stated by the batch with those that ``owners``, its nodes that are not new, own."""
     stated = {row.key: dict(row.edges) for row in batch}
     edges = _Edges()
-    for edge in tx.run(cypher(_OWNED, label), keys=owners) if owners else ():
-        properties = stated[edge["key"]].pop((edge["kind"], edge["target"]), None)
+    for key, id_, kind, target, held in _list(tx, cypher(_OWNED, label), owners) if owners else ():
+        properties = stated[key].pop((kind, target), None)
         if properties is None:
-            edges.stale.append(edge["id"])
-            edges.ends.add(edge["target"])
-        elif not same(properties, edge["properties"]):
-            edges.changed.append((edge["id"], properties))
+            edges.stale.append(id_)
+            edges.ends.add(target)
+        elif not same(properties, held):
+            edges.changed.append((id_, properties))
     edges.ends.update(target for owner in owners for _, target in stated[owner])
     for key, missing in stated.items():
         edges.missing[key] = [(kind, target, properties) for (kind, target), properties in missing.items()]

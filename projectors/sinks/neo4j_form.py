@@ -5,6 +5,7 @@ Names that start with ``_`` are the sink's (see :mod:`projectors.sinks.neo4j`); 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -29,6 +30,9 @@ class Row:
     properties: Mapping[str, Any]
     edges: Mapping[tuple[str, str], Mapping[str, Any]]
     """Properties by kind and target."""
+    edges_hash: int
+    """Of the edges; 0 for none."""
+    repairs: bool
 
 
 def row_of(change: Change) -> Row:
@@ -36,7 +40,7 @@ def row_of(change: Change) -> Row:
     own = {"_key": change.key, "_stream": change.stream, "_version": change.version}
     match change.record:
         case None:
-            return Row(change.key, change.beats, None, {**own, "_live": False}, {})
+            return Row(change.key, change.beats, None, {**own, "_live": False, "_edges": 0}, {}, 0, change.repair)
         case Node() as node:
             mark = mark_of(change)  # refuses here, by name, what the driver would refuse for the whole batch
             own |= {"_slice": mark.slice, "_mark": mark.mark} if mark else {}
@@ -44,9 +48,19 @@ def row_of(change: Change) -> Row:
             if len(node.name) > NAME_LENGTH_MAX:
                 own["_name"] = node.name
             edges = {(edge.kind, edge.target): _native(edge.properties) for edge in node.edges}
-            return Row(change.key, change.beats, node.kind, _native(node.properties, "name") | own, edges)
+            own["_edges"] = hashed = _hash(edges)
+            properties = _native(node.properties, "name") | own
+            return Row(change.key, change.beats, node.kind, properties, edges, hashed, change.repair)
         case other:
             raise TypeError(f"the neo4j sink takes Node, not {type(other).__name__}")
+
+
+def _hash(edges: Mapping[tuple[str, str], Mapping[str, Any]]) -> int:
+    """63 bits of them, and 0 for none: two that differ have the same one with a chance below 10^-18."""
+    if not edges:
+        return 0
+    whole = orjson.dumps([[*ends, edges[ends]] for ends in sorted(edges)], option=orjson.OPT_SORT_KEYS)
+    return int.from_bytes(hashlib.blake2b(whole, digest_size=8).digest()) >> 1
 
 
 def _native(properties: Properties, *reserved: str) -> dict[str, Any]:

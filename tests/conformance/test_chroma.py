@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ from deploy.local.local import Local
 from outbox.errors import RecordsRefused, SettingsError, StoreError, StoreUnavailable
 from projectors.query.chroma import ChromaReader, open_reader
 from projectors.record import Change, Value, Vector
-from projectors.sinks import chroma
+from projectors.sinks import chroma, chroma_codec
 from projectors.sinks.chroma import ChromaSink, open_sink
 from tests.conformance.samples import DIMENSIONS, embedding, sample
 from tests.conformance.sinks import expected, held, put, tombstone
@@ -107,6 +109,53 @@ def test_parts_that_did_not_change_stay_as_they_are(sink: ChromaSink) -> None:
     for version, record in enumerate((first, same_vector, other_text, other_length, other_vector, first), start=1):
         sink.apply(G, [put(record, version)])
         assert held(sink, G) == expected([put(record, version)])
+
+
+Compared = list[tuple[list[str], list[str]]]
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> Compared:
+    """The ids of what was read to be compared, as they turned out: the same, and others."""
+    found: Compared = []
+    by_content = chroma._by_content
+
+    def noted(records: Any, rows: Any) -> Any:
+        same, other = by_content(records, rows)
+        if rows:
+            found.append(([row.id for row in same], [row.id for row in other]))
+        return same, other
+
+    monkeypatch.setattr(chroma, "_by_content", noted)
+    return found
+
+
+OLD, NEW = Vector("k", "text", {"a": 1}, embedding("k")), Vector("k", "text", {"a": 1}, embedding("l"))
+
+
+def test_a_vector_that_changed_is_written_without_being_read(sink: ChromaSink, compared: Compared) -> None:
+    sink.apply(G, [put(OLD, 1)])
+    sink.apply(G, [put(NEW, 2)])
+    assert compared == []
+    assert held(sink, G) == expected([put(NEW, 2)])
+
+
+def test_a_vector_that_did_not_change_is_not_sent_again(sink: ChromaSink, compared: Compared) -> None:
+    sink.apply(G, [put(OLD, 1)])
+    sink.apply(G, [put(replace(OLD, metadata={"a": 2}), 2)])
+    assert compared == [(["k"], [])]
+    assert held(sink, G) == expected([put(replace(OLD, metadata={"a": 2}), 2)])
+
+
+@pytest.mark.parametrize("bits", [0, 1], ids=["written before there were hashes", "of the same hash by chance"])
+def test_a_hash_that_does_not_tell_them_apart_is_not_relied_on(
+    bits: int, sink: ChromaSink, compared: Compared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chroma_codec, "_content", lambda *_: bits)
+    sink.apply(G, [put(OLD, 1)])
+    sink.apply(G, [put(NEW, 2)])
+    assert compared == [([], ["k"])]
+    assert held(sink, G) == expected([put(NEW, 2)])
 
 
 def test_two_projections_in_one_folder_are_apart(folder: dict[str, str], sink: ChromaSink) -> None:

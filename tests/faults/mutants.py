@@ -108,19 +108,18 @@ def _ledger() -> None:
 def _checkpoint_after_apply() -> None:
     """The checkpoint is written first."""
 
-    def early(apply: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(session: Any, deliveries: Any) -> Any:
-            found = list(deliveries)
-            offsets = {(d.topic, d.partition): d.offset + 1 for d in found}
-            if offsets:
-                from outbox.broker.protocol import TopicPartition
+    def early(fold: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(session: Any, deliveries: Any, after: Any = None) -> Any:
+            from outbox.broker.protocol import TopicPartition
 
-                session._checkpoint({TopicPartition(*tp): at for tp, at in offsets.items()}, set())
-            return apply(session, found)
+            offsets = {TopicPartition(d.topic, d.partition): d.offset + 1 for d in deliveries}
+            if offsets:
+                session._checkpoint(offsets, set())
+            return fold(session, deliveries, after)
 
         return wrapper
 
-    replace("projectors.runner", "Session._apply", early)
+    replace("projectors.session", "Session._fold", early)
 
 
 @mutant("epoch", "relay: stopped, replaced, continued")

@@ -135,7 +135,7 @@ def step(place: Place, name: str) -> Point:
         "apply": Point(module, f"{owner}.apply"),
         "note": Point("projectors.ledger", "note_progress"),
         "catch up": Point("projectors.rebuild", "_CatchingUp.wait"),
-        "session": Point("projectors.runner", "Session.step"),
+        "session": Point("projectors.session", "Session.step"),
         "checkpoint": Point("projectors.ledger", "save_checkpoints"),
         "verify": Point("projectors.operations", "_compared"),
         "alias": Point(module, f"{owner}.switch"),

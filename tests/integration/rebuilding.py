@@ -15,7 +15,7 @@ from typing import Any
 
 from outbox.settings import load
 from projectors import ledger, operations, rebuild, verify
-from projectors.runner import Session
+from projectors.session import Session
 from projectors.sinks.postgres import PostgresSink
 from projectors.wiring import open_read_side
 from tests.integration.reading import Parts

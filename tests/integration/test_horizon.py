@@ -13,7 +13,7 @@ from outbox.broker.local import LocalBroker
 from outbox.errors import BrokerUnavailable, LogWentBack, MessagesLost
 from outbox.log.identity import halt
 from projectors import horizon, ledger
-from projectors.runner import Session
+from projectors.session import Session
 from tests.integration.reading import Stage, assert_equal_to_model, put, settings_of, staged, until
 
 

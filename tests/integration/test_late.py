@@ -65,7 +65,9 @@ class World:
         self.successor = successor
         self.paused = Paused(successor._client, "things")
         self.now = 0.0
-        self.late = Late(self.paused, newest_of(connection, self.plan, self.registry), LATE_S, lambda: self.now)
+        self.late = Late(
+            self.paused, newest_of(connection.info.dsn, self.plan, self.registry), LATE_S, lambda: self.now
+        )
 
     def append(self, text: str) -> list[Change]:
         """One more version of thing-1; the changes that it makes."""

@@ -22,7 +22,7 @@ from projectors import ledger, operations, rebuild, verify
 from projectors.rebuild import Building
 from projectors.record import Change
 from projectors.resilience import Wrapped
-from projectors.runner import Session
+from projectors.session import Session
 from tests.integration import asking
 from tests.integration.reading import (
     Stage,

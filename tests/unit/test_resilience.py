@@ -170,11 +170,25 @@ def test_a_store_that_refuses_records_is_alive() -> None:
 # ------------------------------------------------------------- adaptive batches
 
 
-def test_batches_grow_by_steps_while_the_store_is_quick() -> None:
-    settings = Resilience(batch=100, batch_max=107)
+def test_batches_double_while_the_store_is_quick() -> None:
+    settings = Resilience(batch=100, batch_max=350)
     store = Store()
-    cut(store, settings).apply(G, changes(100 + 103 + 106 + 107 + 107))
-    assert store.sizes == [100, 103, 106, 107, 107]
+    cut(store, settings).apply(G, changes(100 + 200 + 350 + 350))
+    assert store.sizes == [100, 200, 350, 350]
+
+
+def test_batches_grow_by_steps_once_the_store_has_failed() -> None:
+    pace = Pace(Resilience(batch=100, batch_max=57))
+    pace.shrink()
+    store = Store()
+    Adaptive(store, pace, Retry(QUICK, threading.Event())).apply(G, changes(50 + 53 + 56 + 57 + 57))
+    assert store.sizes == [50, 53, 56, 57, 57]
+
+
+def test_a_batch_that_is_in_time_but_not_quick_is_not_doubled() -> None:
+    pace = Pace(Resilience(batch=100, apply_target_s=1.0))
+    pace.took(100, 0.5)
+    assert pace.size == 103
 
 
 def test_batches_halve_when_the_store_is_slow_but_not_below_the_least() -> None:

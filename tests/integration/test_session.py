@@ -1,0 +1,181 @@
+"""What a session does with the batch in hand while it looks ahead: the states it folds on, and whose messages they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from threading import Event as Flag
+from typing import Any
+
+import pytest
+
+from outbox.broker.protocol import Delivery, TopicPartition
+from outbox.errors import BrokerUnavailable, RecordsRefused
+from projectors import ledger
+from projectors.pipeline import Pipeline, Ready
+from projectors.session import Session
+from projectors.sinks.postgres import PostgresSink
+from tests.integration.reading import Stage, assert_equal_to_model, bad, put, settings_of, staged, until
+
+STREAMS = 7
+TAKEN = 10
+"""Messages of a batch; half of them are a backlog."""
+
+
+@pytest.fixture
+def stage(database: str, address: Callable[[str], str]) -> Iterator[Stage]:
+    with staged(settings_of("local", database, address)) as stage:
+        with stage.running():
+            stage.append("thing-0", put(a=0))
+            stage.wait_all()
+        yield stage
+
+
+@contextmanager
+def stepping(stage: Stage) -> Iterator[Session]:
+    """A session in small batches that has nothing left to read."""
+    stations = stage.side.stations("rows")
+    small = replace(stations, resilience=replace(stations.resilience, batch=TAKEN // 2, batch_max=TAKEN))
+    with ExitStack() as stack:
+        session = Session(stage.side.plan("rows"), small, stage.serving(), Flag(), stack)
+        while session.lag() or not session._consumer.assignment():
+            session.step()
+        yield session
+
+
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> list[Ready]:
+    """The batches that were folded on one that was not written."""
+    found: list[Ready] = []
+    fold = Pipeline.fold
+
+    def noted(self: Pipeline, events: Any, *, repair: bool = False, after: Ready | None = None) -> Ready:
+        ready = fold(self, events, repair=repair, after=after)
+        if after is not None and {f.stream for f in after.folded} & {f.stream for f in ready.folded}:
+            found.append(ready)
+        return ready
+
+    monkeypatch.setattr(Pipeline, "fold", noted)
+    return found
+
+
+def publish(stage: Stage, rounds: int, **more: Any) -> None:
+    """So many events of each stream, in turn."""
+    for number in range(rounds):
+        for stream in range(STREAMS):
+            stage.append(f"thing-{stream}", put(**{f"p{number % 3}": number}, **more))
+    relay(stage)
+
+
+def relay(stage: Stage) -> None:
+    stage.side.write.relay().run(Flag(), drain=True)
+
+
+def drain(session: Session) -> None:
+    while session.lag():
+        session.step()
+
+
+def test_a_batch_is_folded_on_the_states_that_the_one_in_hand_comes_to(stage: Stage, ahead: list[Ready]) -> None:
+    with stepping(stage) as session:
+        publish(stage, 12)
+        drain(session)
+    assert ahead
+    assert_equal_to_model(stage)
+
+
+def test_a_stream_that_fails_in_the_batch_in_hand_does_not_go_on_in_the_next(stage: Stage, ahead: list[Ready]) -> None:
+    with stepping(stage) as session:
+        for number in range(12):
+            for stream in range(STREAMS):
+                stage.append(f"thing-{stream}", bad() if (stream, number) == (3, 1) else put(b=number))
+        relay(stage)
+        drain(session)
+    assert ahead
+    assert [letter.stream for letter in stage.letters()] == ["thing-3"]
+    assert stage.letters()[0].attempts == 1
+    assert_equal_to_model(stage)
+
+
+def test_a_record_refused_in_the_batch_in_hand_is_not_written_by_the_next(
+    stage: Stage, ahead: list[Ready], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply = PostgresSink.apply
+
+    def refusing(self: PostgresSink, generation: str, changes: Sequence[Any]) -> None:
+        apply(self, generation, [c for c in changes if c.stream != "thing-3"])
+        if refused := {c.key: "odd" for c in changes if c.stream == "thing-3"}:
+            raise RecordsRefused(refused)
+
+    monkeypatch.setattr(PostgresSink, "apply", refusing)
+    with stepping(stage) as session:
+        publish(stage, 12)
+        drain(session)
+    assert ahead
+    assert [(letter.stream, letter.version, letter.attempts) for letter in stage.letters()] == [("thing-3", 1, 1)]
+    assert not [key for key in stage.held() if key.startswith("thing-3#")]
+
+
+def test_what_is_in_hand_is_written_though_the_broker_is_away(stage: Stage) -> None:
+    with stepping(stage) as session:
+        publish(stage, 12)
+        real, asked = session._consumer.poll, []
+
+        def away(most: int, timeout_s: float) -> Sequence[Delivery]:
+            asked.append(timeout_s)
+            if len(asked) == 2:
+                raise BrokerUnavailable("away")
+            return real(most, timeout_s)
+
+        session._consumer.poll = away  # type: ignore[method-assign]
+        before = ledger.checkpoints(stage.connection, "rows", stage.serving())
+        assert session.step()
+        assert ledger.checkpoints(stage.connection, "rows", stage.serving()) != before
+        drain(session)
+    assert_equal_to_model(stage)
+
+
+def test_what_is_in_hand_of_a_partition_that_goes_to_another_member_is_left_to_it(stage: Stage) -> None:
+    """The other member joins between the poll that gave the batch and the one that looks ahead."""
+    with stepping(stage) as session, ExitStack() as stack:
+        publish(stage, 12)
+        broker = stage.side.stations("rows").broker()
+        stack.callback(broker.close)
+        group = f"{session._stations.group_prefix}.rows.{stage.serving()}"
+        mine, in_hand = session._consumer, list[Delivery]()
+        real = mine.poll
+
+        def shared(most: int, timeout_s: float) -> Sequence[Delivery]:
+            if timeout_s:
+                in_hand.extend(found := real(most, timeout_s))
+                return found
+            before, other = mine.assignment(), broker.consumer(group, session._plan.topics, lambda _: None)
+            stack.callback(other.close)
+            coming: list[Delivery] = []
+
+            def gone() -> bool:
+                coming.extend(real(most, 0.05))
+                other.poll(1, 0.05)
+                return mine.assignment() != before and bool(other.assignment())
+
+            until(gone, "no partition went to the other member")
+            return coming
+
+        mine.poll = shared  # type: ignore[method-assign]
+        before = ledger.checkpoints(stage.connection, "rows", stage.serving())
+        lost: set[TopicPartition] = set()
+        held = stage.held()
+        while not lost:
+            in_hand.clear()
+            session.step()
+            lost = {TopicPartition(d.topic, d.partition) for d in in_hand} - mine.assignment()
+        streams = {d.key for d in in_hand if TopicPartition(d.topic, d.partition) in lost}
+        now = stage.held()
+        assert {k for k in now if k.partition("#")[0] in streams and now[k] != held.get(k)} == set()
+        after = ledger.checkpoints(stage.connection, "rows", stage.serving())
+        assert {tp: after.get(tp) for tp in lost} == {tp: before.get(tp) for tp in lost}
+        mine.poll = real  # type: ignore[method-assign]
+        stack.close()
+        until(lambda: session.step() == 0 and not session.lag(), "what was left is not taken up again")
+    assert_equal_to_model(stage)
