@@ -50,6 +50,12 @@ def test_the_quick_benchmarks_run_and_write_well_formed_results(address, tmp_pat
             ["postgres, rebuild of streams of one event", "rebuild of 200 events beside one of 100: rate"],
         ),
         ("search", ["--mode", "embedded"], ["semantic search", "hybrid search"]),
+        ("rebuild_growth", [], ["rebuild of 200 events beside one of 100: memory"]),
+        (
+            "verify",
+            ["postgres", "tantivy"],
+            ["postgres, quick verification: time", "tantivy, quick verification: time"],
+        ),
         ("chain", ["--mode", "embedded"], ["whole chain, embedded", "whole chain, embedded, first aim"]),
         ("idle", [], ["processor of an idle relay", "growth of all tables while idle"]),
     ],
@@ -89,6 +95,25 @@ def test_the_quick_latency_benchmark_times_events_through_a_real_kafka(address, 
     assert {document["unit"] for document in found} == {"ms"}
     assert len(found) == 6
     assert all(document["ours"] > 0 for document in found)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("name", "question"),
+    [
+        ("growth", "drain of 12,000 waiting rows beside one of 6,000: rate"),
+        ("outbox_size", "all tables but the log after 2,000 relayed events"),
+    ],
+)
+def test_the_benchmarks_of_rows_that_wait_run_on_a_real_kafka(
+    name: str, question: str, address, tmp_path: Path
+) -> None:
+    environment = os.environ | {variable(server): address(server) for server in ("postgres", "kafka")}
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--results", str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    found = {document["question"]: document for document in results.read(tmp_path / f"{name}.json")}
+    assert found[question]["ours"] > 0
 
 
 RUNNABLE = re.compile(r"^    run(_on_rows)?\(\"", re.MULTILINE)
