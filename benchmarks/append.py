@@ -4,8 +4,11 @@ Contenders write the same rows into the same tables of one server, turn by turn,
 noisy for all of them; what counts is the ratio. The product encodes Avro, checks, and decides
 the version in the database; the references send bytes that were made beforehand and know the version.
 
-* ``pgbench``: BEGIN, two INSERTs, END, prepared, from C.
+* ``pgbench``: BEGIN, two INSERTs, END, prepared, from C. The data stands in its script, so it is sent once.
 * ``psycopg``: the same two INSERTs by hand (arrays for a batch), one transaction, one commit.
+
+On an ``autocommit`` connection an append is a transaction of its own: one round trip, where two INSERTs take four.
+``pgbench, one statement`` is the two INSERTs as one, which nobody writes by hand: it says what is left to gain.
 """
 
 from __future__ import annotations
@@ -51,11 +54,18 @@ OUTBOXES: Final = "INSERT INTO outbox.outbox (position) SELECT unnest(%b::bigint
 PGBENCH: Final = """
 BEGIN;
 INSERT INTO outbox.event (stream, version, type, id, data, meta)
-VALUES ('pgbench-' || gen_random_uuid(), 1, 'entity.upserted', gen_random_uuid(), '\\\\x{data}', '{{}}')
+VALUES ('bench-' || gen_random_uuid(), 1, 'entity.upserted', uuidv7(), '{data}', '{{}}')
 RETURNING position \\gset
 INSERT INTO outbox.outbox (position) VALUES (:position);
 END;
 """
+PGBENCH_STATEMENT: Final = """
+WITH written AS (
+    INSERT INTO outbox.event (stream, version, type, id, data, meta)
+    VALUES ('bench-' || gen_random_uuid(), 1, 'entity.upserted', uuidv7(), '{data}', '{{}}') RETURNING position
+) INSERT INTO outbox.outbox (position) SELECT position FROM written;
+"""
+"""The ids rise with time, as ours do: random ones would cost the references more for their index."""
 
 Turn = Callable[[psycopg.Connection[Any]], int]
 """Does one transaction and returns its events."""
@@ -68,10 +78,11 @@ class Case:
     name: str
     writers: int
     durable: bool
-    contenders: dict[str, Turn | None]
-    """The turn's function by name; None is pgbench."""
+    contenders: dict[str, Turn | str]
+    """The turn's function by name, or the script of pgbench's."""
     targets: dict[str, Target]
     """The bound of the ratio, by reference; the others are there to say what bounds it."""
+    autocommit: bool = False
 
 
 def stream() -> str:
@@ -81,6 +92,11 @@ def stream() -> str:
 def append_one(connection: psycopg.Connection[Any]) -> int:
     append(connection, stream(), NewEvent("entity.upserted", DATA), expected="none")
     connection.commit()
+    return 1
+
+
+def append_alone(connection: psycopg.Connection[Any]) -> int:
+    append(connection, stream(), NewEvent("entity.upserted", DATA), expected="none")
     return 1
 
 
@@ -112,11 +128,18 @@ def raw_batch(connection: psycopg.Connection[Any]) -> int:
     return BATCH
 
 
-ONE: Final[dict[str, Turn | None]] = {"append": append_one, "pgbench": None, "psycopg": raw_one}
-MANY: Final[dict[str, Turn | None]] = {"append": append_batch, "psycopg": raw_batch}
+ONE: Final[dict[str, Turn | str]] = {"append": append_one, "pgbench": PGBENCH, "psycopg": raw_one}
+ALONE: Final[dict[str, Turn | str]] = {
+    "append": append_alone,
+    "pgbench": PGBENCH,
+    "pgbench, one statement": PGBENCH_STATEMENT,
+}
+MANY: Final[dict[str, Turn | str]] = {"append": append_batch, "psycopg": raw_batch}
 CASES: Final = [
     Case("1 writer, 1 event", 1, True, ONE, {"pgbench": at_least(0.85)}),
     Case("4 writers, 1 event", 4, True, ONE, {"pgbench": at_least(0.85)}),
+    Case("1 writer, 1 event, autocommit", 1, True, ALONE, {"pgbench": at_least(0.85)}, autocommit=True),
+    Case("4 writers, 1 event, autocommit", 4, True, ALONE, {"pgbench": at_least(0.85)}, autocommit=True),
     Case("1 writer, 1 event, no fsync", 1, False, ONE, {}),
     Case("1 writer, 100 events", 1, True, MANY, {"psycopg": at_least(0.9)}),
     Case("4 writers, 100 events", 4, True, MANY, {"psycopg": at_least(0.9)}),
@@ -126,9 +149,9 @@ CASES: Final = [
 # ---------------------------------------------------------------- running
 
 
-def pgbench_rate(dsn: str, writers: int, seconds: float) -> float:
+def pgbench_rate(text: str, dsn: str, writers: int, seconds: float) -> float:
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as script:
-        script.write(PGBENCH.format(data=ENCODED.hex()).replace("\\\\x", "\\x"))
+        script.write(text.format(data=f"\\x{ENCODED.hex()}"))
         script.flush()
         length = ("-T", int(seconds)) if seconds >= 1 else ("-t", 10)
         command = [pgbench(), "-n", "-M", "prepared", "-c", writers, "-j", writers, *length]
@@ -142,9 +165,9 @@ def pgbench_rate(dsn: str, writers: int, seconds: float) -> float:
 def rate(dsn: str, case: Case, contender: str, seconds: float) -> float:
     dsn = conninfo.make_conninfo(dsn, options=f"-c synchronous_commit={'on' if case.durable else 'off'}")
     turn = case.contenders[contender]
-    if turn is None:
-        return pgbench_rate(dsn, case.writers, seconds)
-    return writers.rate(partial(on_a_connection, turn), dsn, case.writers, seconds)
+    if isinstance(turn, str):
+        return pgbench_rate(turn, dsn, case.writers, seconds)
+    return writers.rate(partial(on_a_connection, turn, autocommit=case.autocommit), dsn, case.writers, seconds)
 
 
 def measure(servers: Resolved, given: argparse.Namespace) -> Iterator[Result]:

@@ -23,9 +23,11 @@ ANSWER_S: Final = 60
 
 
 @contextmanager
-def on_a_connection(turn: Callable[[psycopg.Connection[Any]], int], dsn: str) -> Iterator[Transaction]:
+def on_a_connection(
+    turn: Callable[[psycopg.Connection[Any]], int], dsn: str, *, autocommit: bool = False
+) -> Iterator[Transaction]:
     """A writer that has one connection of psycopg's and nothing else."""
-    with psycopg.connect(dsn) as connection:
+    with psycopg.connect(dsn, autocommit=autocommit) as connection:
         yield partial(turn, connection)
 
 

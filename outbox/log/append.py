@@ -2,7 +2,8 @@
 
 ``append`` takes whatever a Python service holds; ``append_async`` the same for asyncio. Neither opens a
 connection, begins, commits or rolls back: that stays the caller's. What the caller has set on the connection
-(row factory, cursor factory, pipeline mode, prepared statements) neither matters nor changes.
+(row factory, cursor factory, pipeline mode, prepared statements) neither matters nor changes. On an autocommit
+connection an append is a transaction of its own, in one round trip.
 
 =====================================================  ==================
 psycopg ``Connection``                                 ``append``

@@ -27,11 +27,9 @@ APPEND: Final = (
     " FROM outbox.append(:stream, :expected, :types, :ids, CAST(:data AS bytea[]), :meta)"
 )
 APPEND_ONE: Final = (
-    "SELECT status, version, positions[1], xid"
-    " FROM outbox.append_one(:stream, CAST(:expected AS bigint), :types, CAST(:ids AS uuid), :data, :meta)"
+    "SELECT outbox.append_event(:stream, CAST(:expected AS bigint), :types, CAST(:ids AS uuid), :data, :meta)"
 )
-"""The parameters have the same names, so that all statements are handled alike. The casts let a driver send text, and
-one position is read sooner than an array of one."""
+"""The parameters have the same names, so that all statements are handled alike. The casts let a driver send text."""
 
 SEND: Final = (
     "WITH sent AS (INSERT INTO outbox.outbox (topic, key, headers, payload)"
@@ -159,16 +157,28 @@ def _check_bytes(total: int) -> None:
 
 def read_append(statement: Statement, row: Sequence[Any]) -> Appended:
     """Turn the statement's row into :class:`Appended`, or raise the conflict it tells of."""
+    if statement.sql is APPEND_ONE:
+        return _read_one(statement, row[0])
     status, version, positions, xid = row
-    stream, given = statement.values["stream"], statement.values["ids"]
+    _check_status(statement, status, version)
+    ids = tuple(statement.values["ids"])
+    return Appended(statement.values["stream"], version, tuple(positions), ids, Token(int(xid)), status == "repeated")
+
+
+def _read_one(statement: Statement, answer: str) -> Appended:
+    """The same for one event, whose answer is a text."""
+    status, version, *rest = answer.split(" ")
+    _check_status(statement, status, int(version))
+    position, xid = rest
+    stream, id_ = statement.values["stream"], statement.values["ids"]
+    return Appended(stream, int(version), (int(position),), (id_,), Token(int(xid)), status == "repeated")
+
+
+def _check_status(statement: Statement, status: str, version: int) -> None:
     if status == "conflict":
-        raise VersionConflict(stream, spoken(statement.values["expected"]), version)
+        raise VersionConflict(statement.values["stream"], spoken(statement.values["expected"]), version)
     if status == "duplicate":
-        raise DuplicateEvent(stream)
-    token, repeated = Token(int(xid)), status == "repeated"
-    if isinstance(given, list):
-        return Appended(stream, version, tuple(positions), tuple(given), token, repeated)
-    return Appended(stream, version, (positions,), (given,), token, repeated)
+        raise DuplicateEvent(statement.values["stream"])
 
 
 def send_statement(topic: str, key: str, payload: bytes | None, headers: Mapping[str, str] | None = None) -> Statement:

@@ -103,6 +103,17 @@ def test_a_repetition_waits_for_the_transaction_that_wrote_not_for_its_own(two, 
     assert append(a, stream, e).token == wrote.token
 
 
+@pytest.mark.parametrize("expected", ["none", "any"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_repetition_alone_waits_for_nothing_of_its_own(two, stream, expected, size):
+    """An idle relay has no reason to look past a transaction that writes nothing."""
+    a, b = two
+    events = [event() for _ in range(size)]
+    wrote = append(b, stream, events, expected=expected)
+    b.commit()
+    assert append(a, stream, events, expected=expected).token == wrote.token
+
+
 def test_an_id_taken_meanwhile_by_another_stream_is_a_duplicate(two, stream, look):
     a, b = two
     taken = event()
@@ -236,6 +247,15 @@ def test_an_append_is_one_round_trip(module_database, stream):
             assert round_trips(connection, lambda: append(connection, stream, event(), expected=1)) == 1
         send(connection, "t", "k", b"")
         assert round_trips(connection, lambda: send(connection, "t", "k", b"")) == 1
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_on_an_autocommit_connection_an_append_is_a_transaction_of_one_round_trip(module_database, stream, look, size):
+    with psycopg.connect(module_database, autocommit=True, prepare_threshold=0) as connection:
+        append(connection, stream, [event() for _ in range(size)])  # prepares
+        assert round_trips(connection, lambda: append(connection, stream, [event() for _ in range(size)])) == 1
+    query = "SELECT count(*), bool_and(e.xid = o.xid) FROM outbox.event e JOIN outbox.outbox o USING (position)"
+    assert look(f"{query} WHERE stream = %s GROUP BY e.xid", stream) == [(size, True)] * 2
 
 
 def test_the_counter_of_round_trips_counts(module_database):

@@ -53,15 +53,15 @@ def test_an_answer_is_read_as_what_was_appended():
     answer = read_append(build(one, two), ("written", 5, [8, 9], "77"))
     assert (answer.stream, answer.version, answer.positions) == ("order-1", 5, (8, 9))
     assert (answer.ids, answer.token, answer.repeated) == ((one.id, two.id), Token(77), False)
-    assert read_append(build(one), ("repeated", 5, 8, "77")).repeated
+    assert read_append(build(one), ("repeated 5 8 77",)).repeated
 
 
 def test_a_conflict_names_stream_expected_and_actual():
     with pytest.raises(VersionConflict, match=r"^stream 'order-1' is at version 3, expected none") as caught:
-        read_append(build(event(), expected=0), ("conflict", 3, None, None))
+        read_append(build(event(), expected=0), ("conflict 3",))
     assert (caught.value.stream, caught.value.expected, caught.value.actual) == ("order-1", "none", 3)
     with pytest.raises(DuplicateEvent, match="order-1"):
-        read_append(build(event()), ("duplicate", 3, None, None))
+        read_append(build(event()), ("duplicate 3",))
 
 
 def test_the_bytes_of_a_batch_are_bounded(monkeypatch):
