@@ -29,7 +29,7 @@ from outbox.log.append import append
 
 BATCHES: Final = (1, 10, 100, 1_000)
 WAITING: Final = (10_000, 30_000, 100_000)
-SECONDS: Final = 1.0
+SECONDS: Final = 0.5
 WITHIN: Final = 0.2
 
 

@@ -29,7 +29,7 @@ from outbox.database import Connection, connected
 from projectors import ledger
 from projectors.layout import EMBEDDED, SERVERS
 
-WINDOW_S: Final = 20.0
+WINDOW_S: Final = 10.0
 SETTLED_S: Final = 5.0
 """After the first generations serve: what is started once has started."""
 HOUR_S: Final = 3_600
