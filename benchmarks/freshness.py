@@ -69,13 +69,15 @@ def latencies_ms(side: ReadSide, rate: float, commits: int) -> list[float]:
     """From each COMMIT to visible in every store of the side."""
     keys = [f"python-{uuid.uuid4().hex}.n{i}" for i in range(commits)]
     with side.write.connection() as connection:
-        watchers = [Watcher(place(side, name, ledger.serving(connection, name)), keys) for name in side.projecting]
+        watchers = [Watcher(place(side, name, ledger.serving(connection, name))) for name in side.projecting]
         committed: dict[str, float] = {}
         started = time.monotonic()
         for i, key in enumerate(keys):
             time.sleep(max(0.0, started + i / rate - time.monotonic()))
             append(connection, key, event(i), expected="none", registry=side.write.registry)
             committed[key] = time.monotonic()
+            for watcher in watchers:
+                watcher.committed(key)
         say(f"{commits / (time.monotonic() - started):.1f} commits/s, asked for {rate:g}")
     seen = [watcher.seen(VISIBLE_WITHIN_S) for watcher in watchers]
     return [(max(at[key] for at in seen) - committed[key]) * 1e3 for key in keys]

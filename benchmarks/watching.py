@@ -1,4 +1,6 @@
-"""A process that asks one store for keys in the order they are written, and notes when it first has each.
+"""A process that asks one store for keys as soon as they are committed, and notes when it first has each.
+
+While nothing is outstanding it does not ask: questions without end would be the greater part of the store's work.
 
 A process, since a thread would take turns with the writer whose events it times; and by the store's own client.
 ``time.monotonic`` is the machine's clock, so moments of two processes compare.
@@ -29,17 +31,22 @@ class Place:
 
 
 class Watcher:
-    """Watches for ``keys`` in a process of its own."""
+    """Watches one store in a process of its own."""
 
-    def __init__(self, place: Place, keys: Sequence[str]) -> None:
+    def __init__(self, place: Place) -> None:
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
-        self._process: SpawnProcess = context.Process(target=_run, args=(place, list(keys), there), daemon=True)
+        self._process: SpawnProcess = context.Process(target=_run, args=(place, there), daemon=True)
         self._process.start()
         self._here.recv()
 
+    def committed(self, key: str) -> None:
+        """This key is to be seen from now on."""
+        self._here.send(key)
+
     def seen(self, within_s: float) -> dict[str, float]:
         """When each key was first there, by ``time.monotonic``. Raises TimeoutError."""
+        self._here.send(None)
         if not self._here.poll(within_s):
             self._process.terminate()
             raise TimeoutError(f"not all keys became visible within {within_s:g} s")
@@ -48,25 +55,25 @@ class Watcher:
         return seen
 
 
-def _run(place: Place, keys: list[str], there: Connection) -> None:
-    probe = probing(place)
-    probe(keys[:1])
+def _run(place: Place, there: Connection) -> None:
+    probe = {"chroma": _chroma, "neo4j": _neo4j, "elasticsearch": _elasticsearch}[place.store](place)
+    probe(["no such key"])
     there.send("ready")
     seen: dict[str, float] = {}
-    waiting = keys
-    while waiting:
-        asked = waiting[:WINDOW]
-        found = probe(asked)
-        now = time.monotonic()
-        seen |= dict.fromkeys(found, now)
-        waiting = [key for key in asked if key not in found] + waiting[WINDOW:]
+    waiting: list[str] = []
+    more = True
+    while more or waiting:
+        while more and there.poll(0 if waiting else None):
+            key = there.recv()
+            more = key is not None
+            waiting += [key] if more else []
+        if not waiting:
+            continue
+        found = probe(waiting[:WINDOW])
+        seen |= dict.fromkeys(found, time.monotonic())
+        waiting = [key for key in waiting if key not in found]
         time.sleep(PAUSE_S)
     there.send(seen)
-
-
-def probing(place: Place) -> Probe:
-    """Asks the store which of some keys it has, on a connection of its own."""
-    return {"chroma": _chroma, "neo4j": _neo4j, "elasticsearch": _elasticsearch}[place.store](place)
 
 
 def _chroma(place: Place) -> Probe:

@@ -22,7 +22,7 @@ from projectors.session import Session, Stations, opened
 log = logger("outbox.projector")
 
 HEARTBEAT_S: Final = 5.0
-LOOK_S: Final = 0.5
+LOOK_S: Final = 1.0
 """How often a projector looks whether another generation serves, and whether a retry was asked for."""
 
 REST_FACTOR_MAX: Final = 8

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import neo4j
+from neo4j.exceptions import DriverError, Neo4jError
 
 from outbox.errors import StoreError, StoreUnavailable
 from projectors.query.protocol import DEPTH_MAX, Direction, Hit, Neighbour, Path
@@ -111,12 +112,21 @@ class Neo4jReader:
         return found[:limit]
 
     def _read(self, generation: str, statement: str, **parameters: Any) -> list[dict[str, Any]]:
-        """The answer's rows. Whatever fails here is the store's failing, not a record's."""
+        """The answer's rows. Whatever fails here is the store's failing, not a record's.
+
+        Asked in one message; in a transaction of its own, which takes three and is tried again, if that fails by what
+        may pass (a connection that the server has closed since).
+        """
         text = cypher(statement, label_of(self._projection, generation))
-        bounded = neo4j.unit_of_work(timeout=self._connection.settings.timeout_s)
+        timeout_s = self._connection.settings.timeout_s
         try:
             with self._connection.session("read") as session:
-                return session.execute_read(bounded(_rows), text, parameters)
+                try:
+                    return [row.data() for row in session.run(neo4j.Query(text, timeout=timeout_s), parameters)]
+                except (Neo4jError, DriverError) as error:
+                    if not error.is_retryable():
+                        raise
+                return session.execute_read(neo4j.unit_of_work(timeout=timeout_s)(_rows), text, parameters)
         except StoreUnavailable:
             raise
         except StoreError as error:
