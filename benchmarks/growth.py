@@ -8,21 +8,21 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, Final
 
 import psycopg
 
-from benchmarks import writers
-from benchmarks.append import DATA, ENCODED, EVENTS, OUTBOXES, stream
+from benchmarks.append import DATA, ENCODED, EVENTS, OUTBOXES, Turn, stream
 from benchmarks.databases import fresh_database
 from benchmarks.measuring import interleaved
 from benchmarks.relay import KEYS, Relays
 from benchmarks.results import Result, at_least, beside
 from benchmarks.running import options, run
 from benchmarks.waiting import Backlog
-from benchmarks.writers import on_a_connection
+from benchmarks.writers import WARM
 from deploy.local.resolve import Resolved
 from outbox.event import NewEvent, uuid7
 from outbox.log.append import append
@@ -47,20 +47,30 @@ def raw_many(batch: int, connection: psycopg.Connection[Any]) -> int:
     return batch
 
 
+def rate(dsn: str, turn: Turn, seconds: float) -> float:
+    """Events a second of one writer, after some transactions that warm up."""
+    with psycopg.connect(dsn) as connection:
+        for _ in range(WARM):
+            turn(connection)
+        began, events = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
+            events += turn(connection)
+        return events / (time.perf_counter() - began)
+
+
 def measure(servers: Resolved, given: argparse.Namespace) -> Iterator[Result]:
-    for batch in given.batches:
+    for batch in given.batches if given.only in "append" else ():
         yield appends(servers, batch, given)
-    yield from drains(servers, given)
+    if given.only in "drain":
+        yield from drains(servers, given)
 
 
 def appends(servers: Resolved, batch: int, given: argparse.Namespace) -> Result:
     with fresh_database(servers.address("postgres")) as dsn:
-        turns = {
-            name: partial(writers.rate, partial(on_a_connection, partial(turn, batch)), dsn, 1, given.seconds)
-            for name, turn in (("ours", append_many), ("psycopg", raw_many))
-        }
+        ways = {"ours": append_many, "psycopg": raw_many}
+        turns = {name: partial(rate, dsn, partial(way, batch), given.seconds) for name, way in ways.items()}
         rates = interleaved(turns, given.rounds, warm_up=0 if given.quick else 1)
-    return Result(f"append, {batch:,} events a transaction", "events/s", rates, note="1 writer")
+    return Result(f"append, {batch:,} events a transaction", "events/s", rates, note="1 writer, in this process")
 
 
 def drains(servers: Resolved, given: argparse.Namespace) -> Iterator[Result]:

@@ -56,7 +56,7 @@ class Watcher:
 
 
 def _run(place: Place, there: Connection) -> None:
-    probe = {"chroma": _chroma, "neo4j": _neo4j, "elasticsearch": _elasticsearch}[place.store](place)
+    probe = probing(place)
     probe(["no such key"])
     there.send("ready")
     seen: dict[str, float] = {}
@@ -74,6 +74,11 @@ def _run(place: Place, there: Connection) -> None:
         waiting = [key for key in waiting if key not in found]
         time.sleep(PAUSE_S)
     there.send(seen)
+
+
+def probing(place: Place) -> Probe:
+    """Asks the store which of some keys it has, on a connection of its own."""
+    return {"chroma": _chroma, "neo4j": _neo4j, "elasticsearch": _elasticsearch}[place.store](place)
 
 
 def _chroma(place: Place) -> Probe:
