@@ -60,19 +60,20 @@ def measure(servers: Resolved, given: argparse.Namespace) -> Iterator[Result]:
 def rounds(
     connection: psycopg.Connection[Any], bootstrap: str, topic: str, engine: str, given: argparse.Namespace
 ) -> Iterator[Result]:
-    """Each rate so many times, by turns."""
+    """Each rate so many times, by turns, after a round that only warms up: Kafka compiles itself while it works."""
+    warm_up = 0 if given.quick else 1
     _write(connection, WARM, 200, 1)
     with _Consumer(bootstrap, topic) as consumer:
         consumer.take(WARM)
         found: dict[int, list[list[float]]] = {rate: [] for rate in BATCHES}
-        for _ in range(given.rounds):
+        for _ in range(warm_up + given.rounds):
             for rate, batch in BATCHES.items():
                 committed = _write(connection, int(rate * given.seconds), rate, batch)
                 seen = consumer.take(len(committed))
                 found[rate].append([(seen[id_] - at) * 1e3 for id_, at in committed.items()])
     for rate, each in found.items():
         question = f"commit to a consumer of Kafka, {rate:,}/s, {engine}"
-        yield from at_quantiles(question, "ms", each, TARGETS.get(rate, {}))
+        yield from at_quantiles(question, "ms", each[warm_up:], TARGETS.get(rate, {}))
 
 
 def _write(connection: psycopg.Connection[Any], count: int, rate: int, batch: int) -> dict[str, float]:
