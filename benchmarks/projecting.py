@@ -7,7 +7,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,12 +56,16 @@ PLACES: Final[Sequence[Place]] = (
 )
 
 
+USUAL: Final = ("chroma", "neo4j", "elasticsearch", "postgres")
+"""The servers. The embedded ones are measured when they are named, so that all benchmarks together end in time."""
+
+
 def chosen(names: Sequence[str]) -> list[Place]:
-    """The places of these stores; all without a name. Raises SystemExit for an unknown one."""
+    """The places of these stores; without a name those of :data:`USUAL`. Raises SystemExit for an unknown one."""
     known = {place.store: place for place in PLACES}
     if unknown := set(names) - known.keys():
         raise SystemExit(f"{', '.join(sorted(unknown))}: no store to measure; known are {', '.join(known)}")
-    return [known[name] for name in names or known]
+    return [known[name] for name in names or USUAL]
 
 
 @dataclass(frozen=True)
@@ -98,14 +102,22 @@ class Feed:
         return records(self.dsn, self.plan, self.side.write.registry)
 
     @contextmanager
-    def session(self) -> Iterator[Session]:
-        """A projector's session on a new generation, from the beginning of the topic; dropped at the end."""
+    def session(self, messages: int | None = None) -> Iterator[Session]:
+        """A projector's session on a new generation, from the beginning of the topic; dropped at the end.
+
+        ``messages``: at most so many in a poll (default: as the settings say).
+        """
+        stations = self.stations
+        if messages is not None:
+            usual = stations.resilience
+            most = replace(usual, batch=min(usual.batch, messages), batch_max=min(usual.batch_max, messages))
+            stations = replace(stations, resilience=most)
         generation = f"g{uuid.uuid4().int % 10**9}"
         with connected(self.dsn) as connection:
             ledger.begin_generation(connection, PROJECTOR, generation, [])
             try:
                 with ExitStack() as stack:
-                    yield Session(self.plan, self.stations, generation, threading.Event(), stack)
+                    yield Session(self.plan, stations, generation, threading.Event(), stack)
             finally:
                 self.drop(connection, generation)
 

@@ -5,7 +5,7 @@ switched to. It stands beside
 
 * the store's own bulk API, given the finished records of streams of one event, in its best batch size;
 * the projector, which applies a history event by event as it comes from the broker: every stream's first event, then
-  every stream's second, and so on, so that no batch holds two of one stream;
+  every stream's second, and so on, in polls so small that none holds two of one stream;
 * itself, at a tenth of the events and less: rate, and peak memory of a process that does nothing else.
 """
 
@@ -32,8 +32,8 @@ from outbox.settings import load
 from projectors import ledger
 from projectors.rebuild import rebuild
 
-RECORDS = 30_000
-STREAMS = 1_000
+RECORDS = 10_000
+STREAMS = 2_000
 HISTORY = 10
 """Events of a stream."""
 SIZES = (10_000, 100_000)
@@ -66,7 +66,7 @@ def beside_projector(servers: Resolved, place: Place, given: argparse.Namespace)
     with feed(servers, place) as one:
         one.publish(streams, range(1, HISTORY + 1))
         events = streams * HISTORY
-        turns = {"ours": partial(rebuilt, one, events), "projector": partial(projected, one, events)}
+        turns = {"ours": partial(rebuilt, one, events), "projector": partial(projected, one, events, streams // 2)}
         figures = interleaved(turns, given.rounds, 0 if given.quick else 1)
     note = f"{streams:,} streams"
     return Result(f"{place.store}, rebuild of streams of {HISTORY} events", "events/s", figures, at_least(5), note)
@@ -82,8 +82,8 @@ def rebuilt(one: Feed, count: int) -> float:
     return found
 
 
-def projected(one: Feed, events: int) -> float:
-    with one.session() as session:
+def projected(one: Feed, events: int, messages: int) -> float:
+    with one.session(messages) as session:
         return rate(events, lambda: apply(session, events))
 
 

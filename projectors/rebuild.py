@@ -321,7 +321,10 @@ class _CatchingUp:
         # In larger batches than readers of a serving store would wait for: of a stream that is written to again and
         # again only the last state is sent, so that a store slower than the writers is still caught up.
         usual = stations.resilience
-        self._stations = replace(stations, resilience=replace(usual, batch=max(usual.batch, LOAD_BATCH)))
+        # And the broker is waited for shortly: nobody else is, and the build ends when this thread does.
+        self._stations = replace(
+            stations, resilience=replace(usual, batch=max(usual.batch, LOAD_BATCH)), poll_s=min(stations.poll_s, LOOK_S)
+        )
         self._plan = plan
         self._generation = generation
         self._stop = stop
