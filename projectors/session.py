@@ -30,7 +30,7 @@ from projectors.late import Late, newest_of
 from projectors.ledger import DeadLetter
 from projectors.pipeline import Pipeline, Plan, Ready
 from projectors.resilience import Pace, Resilience, resilient
-from projectors.sinks.protocol import Sink
+from projectors.sinks.protocol import Conditional, Sink
 from projectors.skipping import skipping
 from projectors.witness import Witness
 
@@ -95,9 +95,10 @@ class Session:
         self._log = opened(stack, stations.dsn)
         self._state = opened(stack, stations.dsn)
         self._plan, self._skipping = skipping(self._state, plan)
-        newest = newest_of(stations.dsn, self._plan, stations.registry)
-        late = Late(stack.enter_context(stations.sink()), newest, stations.late_s)
-        sink = resilient(late, plan.name, stations.resilience, stop, pace)
+        store = stack.enter_context(stations.sink())
+        if not isinstance(store, Conditional):
+            store = Late(store, newest_of(stations.dsn, self._plan, stations.registry), stations.late_s)
+        sink = resilient(store, plan.name, stations.resilience, stop, pace)
         sink.prepare(generation)
         self._folding = Folding(self._plan.projection, lambda below: read_below(self._log, below, self._registry))
         self._pipeline = Pipeline(self._plan, sink, generation, self._folding, self._park)

@@ -22,7 +22,7 @@ import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Literal
 
 from elasticsearch import BadRequestError, Elasticsearch, NotFoundError
 
@@ -82,6 +82,8 @@ def index_name(projection: str, generation: str) -> str:
 
 class ElasticsearchSink:
     """Keeps one projection's documents; see the module's text and :class:`projectors.sinks.protocol.Sink`."""
+
+    conditional: ClassVar[Literal[True]] = True
 
     def __init__(self, client: Elasticsearch, projection: str, settings: ElasticsearchSettings) -> None:
         self._client = client

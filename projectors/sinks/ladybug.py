@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, Literal, TypeVar
 
 import orjson
 
@@ -91,6 +91,8 @@ class _Put:
 
 class LadybugSink:
     """A :class:`~projectors.sinks.protocol.Sink` of Node. Ladybug has no alias, so ``switch`` has nothing to do."""
+
+    conditional: ClassVar[Literal[True]] = True
 
     def __init__(self, session: Session) -> None:
         self._session = session

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from outbox.errors import StoreUnavailable
 from projectors.marks import Sum, mark_of, slice_of, summed
@@ -40,6 +40,8 @@ def space_of(projection: str, settings: Mapping[str, Any]) -> Space:
 
 class MemorySink:
     """See :class:`projectors.sinks.protocol.Sink`. After :meth:`close` every call raises ``StoreUnavailable``."""
+
+    conditional: ClassVar[Literal[True]] = True
 
     def __init__(self, space: Space) -> None:
         self._space: Space | None = space

@@ -28,7 +28,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 import neo4j
 
@@ -128,6 +128,8 @@ def open_sink(projection: str, settings: Mapping[str, Any]) -> Iterator[Neo4jSin
 
 class Neo4jSink:
     """Keeps one projection's nodes and edges; see the module's text and :class:`projectors.sinks.protocol.Sink`."""
+
+    conditional: ClassVar[Literal[True]] = True
 
     def __init__(self, connection: Connection, projection: str) -> None:
         self._connection = connection

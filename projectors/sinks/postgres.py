@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, LiteralString, NamedTuple
+from typing import Any, ClassVar, Final, Literal, LiteralString, NamedTuple
 
 import orjson
 import psycopg
@@ -118,6 +118,8 @@ class PostgresSink:
 
     The connection is opened at the first call and again after it was lost.
     """
+
+    conditional: ClassVar[Literal[True]] = True
 
     def __init__(self, projection: str, dsn: str, schema: str = SCHEMA, timeout_s: float = TIMEOUT_S) -> None:
         self._projection = projection

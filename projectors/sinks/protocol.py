@@ -13,7 +13,7 @@ A sink must pass the conformance suite (tests/conformance/test_sinks.py).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from projectors.marks import Sums
 from projectors.record import Change, Stored
@@ -46,6 +46,17 @@ class Sink(Protocol):
 
     def drop(self, generation: str) -> None:
         """Remove the generation and all it holds. Idempotent."""
+
+
+@runtime_checkable
+class Conditional(Protocol):
+    """What a sink says whose store compares versions and writes in one step, whoever else writes the same keys.
+
+    No write of such a one can undo a newer one, however late it comes. A sink that reads, decides and writes does not
+    say it, and what it writes late is compared with the log (:mod:`projectors.late`).
+    """
+
+    conditional: ClassVar[Literal[True]]
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Literal
 
 import orjson
 import tantivy
@@ -34,6 +34,8 @@ _LIVE: Final = tantivy.Query.term_query(_SCHEMA, "live", True)
 
 class TantivySink:
     """A :class:`~projectors.sinks.protocol.Sink` of Document. Tantivy has no alias: ``switch`` has nothing to do."""
+
+    conditional: ClassVar[Literal[True]] = True
 
     def __init__(self, shelf: Shelf, projection: str) -> None:
         self._shelf = shelf

@@ -13,6 +13,7 @@ import pytest
 from outbox.broker.protocol import Delivery, TopicPartition
 from outbox.errors import BrokerUnavailable, RecordsRefused
 from projectors import ledger
+from projectors.late import Late
 from projectors.pipeline import Pipeline, Ready
 from projectors.session import Session
 from projectors.sinks.postgres import PostgresSink
@@ -58,6 +59,21 @@ def ahead(monkeypatch: pytest.MonkeyPatch) -> list[Ready]:
 
     monkeypatch.setattr(Pipeline, "fold", noted)
     return found
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_what_came_late_is_compared_with_the_log_unless_the_store_compares_and_sets(
+    conditional: bool, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[str] = []
+    monkeypatch.setattr(Late, "_put_right", lambda *_: compared.append("late"))
+    if not conditional:
+        monkeypatch.delattr(PostgresSink, "conditional")
+    with stepping(stage) as session:
+        publish(stage, 1)
+        drain(session)
+    assert bool(compared) != conditional
+    assert_equal_to_model(stage)
 
 
 def publish(stage: Stage, rounds: int, **more: Any) -> None:
