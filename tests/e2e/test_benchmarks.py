@@ -47,7 +47,7 @@ def test_the_quick_benchmarks_run_and_write_well_formed_results(address, tmp_pat
         (
             "rebuild",
             ["postgres"],
-            ["postgres, rebuild of streams of one event", "rebuild of 200 events beside one of 100: rate"],
+            ["postgres, rebuild of streams of one event", "postgres, rebuild of streams of 10 events"],
         ),
         ("search", ["--mode", "embedded"], ["semantic search", "hybrid search"]),
         ("rebuild_growth", [], ["rebuild of 200 events beside one of 100: memory"]),
