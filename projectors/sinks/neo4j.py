@@ -74,7 +74,7 @@ _DROP: Final = (
 # Answers come as one list: a message a row costs the driver more than the rest of the transaction.
 _SEEN: Final = """
 UNWIND $keys AS key MATCH (n:LABEL {_key: key}) WHERE n._version IS NOT NULL
-RETURN collect([key, n._version, coalesce(n._edges, 0), n._kind]) AS found
+RETURN collect([key, n._version, coalesce(n._edges, -1), n._kind]) AS found
 """
 _OWNED: Final = """
 UNWIND $keys AS key MATCH (n:LABEL {_key: key})-[r]->(m:LABEL)
@@ -87,7 +87,7 @@ _WRITE: Final = """
 UNWIND $rows AS row
 MERGE (n:LABEL {_key: row[0]}) ON CREATE SET n:Outbox, n._live = false
 REMOVE n._lock
-WITH n, row WHERE size(row) > 1 AND coalesce(n._version, 0) = row[1] AND coalesce(n._edges, 0) = row[2]
+WITH n, row WHERE size(row) > 1 AND coalesce(n._version, 0) = row[1] AND coalesce(n._edges, -1) = row[2]
 SET n = row[4], n:$(row[3])
 RETURN count(*) AS written
 """
@@ -271,10 +271,11 @@ class _Seen(NamedTuple):
 
     version: int
     edges: int
+    """Their hash; -1, which no edges have, of a node without one: new, or written before there were hashes."""
     kind: str | None
 
 
-_NEW: Final = _Seen(0, 0, None)
+_NEW: Final = _Seen(0, -1, None)
 
 
 def _write_nodes(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row], seen: Mapping[str, _Seen]) -> None:

@@ -98,6 +98,14 @@ def test_a_value_replaces_one_that_is_equal_but_not_the_same(sink: Neo4jSink, ol
     assert held(sink) == {stored(later)}
 
 
+@pytest.mark.parametrize("later", [Node("a", "K", "A"), None], ids=["without edges", "deleted"])
+def test_edges_of_a_node_from_before_there_were_hashes_are_cut(sink: Neo4jSink, ask: Any, later: Node | None) -> None:
+    sink.apply(G, [put(Node("a", "K", "A", {}, [Edge("E", "b")]))])
+    ask("MATCH (n:LABEL) REMOVE n._edges")
+    sink.apply(G, [Change("a", "n-a", 2, later)])
+    assert ask("MATCH (:LABEL)-[r]->() RETURN count(r)") == [[0]]
+
+
 def test_a_refused_node_is_named_and_does_not_stop_the_others(sink: Neo4jSink) -> None:
     good = [put(Node(f"k{n}", "K", "n", {}, [Edge("E", f"k{n + 1}")])) for n in range(20)]
     bad = [
