@@ -7,6 +7,11 @@ its old partitions for ever. So a join runs here as one task of the client's own
 
 Nor does it say that a heartbeat was answered with FENCED_INSTANCE_ID (another process has the member's name): it stops
 its heartbeats and reads on. So that is asked here.
+
+A member that comes back under its name is given what it had, without anybody assigning anew (Apache Kafka, KIP-345).
+If it had nothing, because it went before it knew the partitions of its topics, it would have nothing for ever: only
+who assigns asks again once they are known. So a named member that is given nothing joins once more, as a member the
+group knows: if it leads the group all is assigned anew, if not nothing happens.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ class Joining:
         self._coordinator: Any = consumer._coordinator  # noqa: SLF001
         self._task: Any = None
         self._done = threading.Event()
+        self._asks_again = self._coordinator.group_instance_id is not None
 
     def joined(self, timeout_s: float) -> bool:
         """Whether the member is in its group; waits at most ``timeout_s`` for a join. Raises kafka-python's errors."""
@@ -38,7 +44,15 @@ class Joining:
         task, self._task = self._task, None
         if task.failed():
             raise task.exception
+        if self._asks_again and self._given_nothing():
+            self._asks_again = False
+            self._begin()
+            return False
         return True
+
+    def _given_nothing(self) -> bool:
+        coordinator = self._coordinator
+        return not (coordinator._is_leader or coordinator._subscription.assigned_partitions())  # noqa: SLF001
 
     def _fenced(self) -> bool:
         """Whether it has joined and yet its heartbeats are off: no other way leads there."""

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import closing
+from typing import Any
 
 import confluent_kafka
 import pytest
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, KafkaConsumer
+from kafka.coordinator.assignors.abstract import ConsumerProtocolAssignment
+from kafka.coordinator.assignors.range import RangePartitionAssignor
 
 from deploy.local.ports import reserve
 from outbox.broker import KafkaSettings, Message, open_kafka
 from outbox.broker.confluent import ConfluentBroker
 from outbox.broker.kafka_python import KafkaPythonBroker
 from outbox.errors import BrokerError, BrokerUnavailable, Fenced, MessageRefused, SettingsError
-from tests.conformance.brokers import by_key, collect, earliest, first_times, numbered, poll_until
+from tests.conformance.brokers import WAIT_S, by_key, collect, earliest, first_times, numbered, poll_until
 
 KEYS = [f"stream-{i}" for i in range(40)] + ["ünï-çødé", "日本語-1", "🙂-🙃", "x", "ab", "abc", "\u00ff" * 5]
 CLIENTS = ("kafka-python", "confluent")
@@ -292,3 +296,34 @@ def test_a_consumer_without_the_codecs_library_says_which_to_install(bootstrap, 
     with pytest.raises(BrokerError, match="lz4"):
         poll_until(lambda: False, consumer)
     consumer.close()
+
+
+class NoPartitions(RangePartitionAssignor):
+    """Assigns as kafka-python does that leads a group and does not know the partitions of any topic yet."""
+
+    @classmethod
+    def assign(cls, cluster: Any, members: Any) -> Any:
+        return {member.member_id: ConsumerProtocolAssignment(cls.version, [], b"") for member in members}
+
+
+def test_a_named_member_of_kafka_python_that_went_before_it_had_partitions_is_given_them_when_it_comes_back(
+    bootstrap, topic
+) -> None:
+    """Kafka gives a name what it had, and that was nothing."""
+    broker = KafkaPythonBroker(settings(bootstrap, "kafka-python", member="pod-0", partitions=3))
+    broker.consumer("another", [topic], earliest).close()
+    first: Any = KafkaConsumer(
+        bootstrap_servers=bootstrap,
+        group_id=topic,
+        group_instance_id="pod-0",
+        partition_assignment_strategy=(NoPartitions,),
+        metrics_enabled=False,
+    )
+    first.subscribe([topic])
+    deadline = time.monotonic() + WAIT_S
+    while first.group_metadata().generation_id < 1:
+        assert time.monotonic() < deadline
+        first.poll(100)
+    first.close()
+    with closing(broker.consumer(topic, [topic], earliest)) as member:
+        poll_until(lambda: len(member.assignment()) == 3, member)
