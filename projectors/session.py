@@ -57,7 +57,7 @@ class Stations:
     """What the projector knows of the log by itself; None while a reconcile works on a log that went back."""
     late_s: float = 1.0
     """A write that took longer may have come when its partitions were another's already (:mod:`projectors.late`)."""
-    poll_s: float = 0.2
+    poll_s: float = 0.5
     rest_s: float = 1.0
 
 

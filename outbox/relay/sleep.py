@@ -33,7 +33,7 @@ PATIENCE_S: Final = 0.002
 SLEEP_MAX_S: Final = 0.5
 """Read again after this, whether woken or not."""
 
-SLICE_S: Final = 0.1
+SLICE_S: Final = 0.25
 """How soon a sleeping relay notices that it is told to stop."""
 
 
