@@ -29,6 +29,7 @@ RETURN m._key AS key, m._kind AS kind, coalesce(m._name, m.name) AS name, type(r
 ORDER BY edge, key LIMIT $limit
 """
 _IN: Final = _OUT.replace("-[r]->", "<-[r]-").replace("'out'", "'in'")
+_NEIGHBOURS: Final[Mapping[Direction, str]] = {"out": _OUT, "in": _IN, "both": f"{_OUT}UNION ALL{_IN}"}
 # An exhaustive search for simple paths is exponential where there is none: a plain one, which is not, goes first.
 _LINKED: Final = """
 MATCH p = SHORTEST 1 (a:LABEL {_key: $source} WHERE a._live)
@@ -40,11 +41,13 @@ CYPHER 25 MATCH p = SHORTEST $limit ACYCLIC PATHS (a:LABEL {_key: $source} WHERE
     (()--(x:LABEL WHERE x._live)){1,DEPTH} (b:LABEL {_key: $target})
 RETURN [n IN nodes(p) | n._key] AS nodes, [r IN relationships(p) | type(r)] AS edges
 """
-_BY_KEY: Final = "MATCH (n:LABEL {_key: $name}) WHERE n._live RETURN properties(n) AS properties"
-_BY_NAME: Final = """
-MATCH (n:LABEL {name: $indexed})
+_BY_KEY: Final = "MATCH (n:LABEL {_key: $name}) WHERE n._live RETURN properties(n) AS properties, 2.0 AS score"
+_FOUND: Final = f"""
+{_BY_KEY}
+UNION ALL
+MATCH (n:LABEL {{name: $indexed}})
 WHERE n._live AND coalesce(n._name, n.name) = $name AND n._key <> $name
-RETURN properties(n) AS properties ORDER BY n._key LIMIT $limit
+RETURN properties(n) AS properties, 1.0 AS score ORDER BY n._key LIMIT $limit
 """
 
 
@@ -68,12 +71,9 @@ class Neo4jReader:
         """The live nodes one edge away. With ``both``, an edge of a node to itself is given both ways."""
         if limit < 1:
             return []
-        found: list[Neighbour] = []
-        for statement, taken in ((_OUT, direction != "in"), (_IN, direction != "out")):
-            if taken:
-                kinds = None if edges is None else list(edges)
-                rows = self._read(generation, statement, key=key, edges=kinds, limit=min(limit, ROWS_MAX))
-                found += (Neighbour(**row, store=STORE) for row in rows)
+        kinds = None if edges is None else list(edges)
+        rows = self._read(generation, _NEIGHBOURS[direction], key=key, edges=kinds, limit=min(limit, ROWS_MAX))
+        found = [Neighbour(**row, store=STORE) for row in rows]
         return sorted(found, key=lambda n: (n.edge, n.key))[:limit]
 
     def paths(self, generation: str, source: str, target: str, depth: int, limit: int) -> Sequence[Path]:
@@ -106,10 +106,8 @@ class Neo4jReader:
         """The live nodes of that key (score 2) or name (score 1, in the order of their keys)."""
         if limit < 1:
             return []
-        found = [_hit(row["properties"], 2.0) for row in self._read(generation, _BY_KEY, name=name)]
         wanted = {"name": name, "indexed": name[:NAME_LENGTH_MAX], "limit": min(limit, ROWS_MAX)}
-        found += [_hit(row["properties"], 1.0) for row in self._read(generation, _BY_NAME, **wanted)]
-        return found[:limit]
+        return [_hit(**row) for row in self._read(generation, _FOUND, **wanted)][:limit]
 
     def _read(self, generation: str, statement: str, **parameters: Any) -> list[dict[str, Any]]:
         """The answer's rows. Whatever fails here is the store's failing, not a record's.
