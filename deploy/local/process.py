@@ -11,6 +11,7 @@ import os
 import pwd
 import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +24,10 @@ BIRTH_TOLERANCE_S = 2.0
 """Boot time is derived from the wall clock, which may be stepped between two readings of the same birth."""
 
 KILL_WAIT_S = 10.0
+STOP_WAIT_S = 2.0
+"""One that waits for a disk stops once it has been answered."""
+STOP_LOOK_S = 0.001
+STOPPED = frozenset({psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD})
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +125,18 @@ def pause(pid: Pid) -> list[psutil.Process]:
     if process is None:
         return []
     _send([process], signal.SIGSTOP)  # the parent first: it can then start no child that the list below would miss
+    _await_stop(process)
     processes = _tree(pid)
     _send(processes, signal.SIGSTOP)
     return processes
+
+
+def _await_stop(process: psutil.Process) -> None:
+    """A signal is only sent: until it has come to the process, that may be in the midst of a fork."""
+    until = time.monotonic() + STOP_WAIT_S
+    with suppress(psutil.NoSuchProcess):
+        while process.status() not in STOPPED and time.monotonic() < until:
+            time.sleep(STOP_LOOK_S)
 
 
 def resume(pid: Pid) -> None:
