@@ -182,7 +182,7 @@ def measure(servers: Resolved, given: argparse.Namespace) -> Iterator[Result]:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--seconds", type=float, default=2, help="of one contender's turn; pgbench takes whole ones")
+    parser.add_argument("--seconds", type=float, default=1, help="of one contender's turn; pgbench takes whole ones")
     given = parser.parse_args()
     if given.quick:
         given.seconds = 0.05

@@ -154,7 +154,7 @@ def measure(servers: Resolved, given: argparse.Namespace) -> Iterator[Result]:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--seconds", type=float, default=1, help="of one contender's turn")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of one contender's turn")
     given = parser.parse_args()
     if given.quick:
         given.seconds = 0.05

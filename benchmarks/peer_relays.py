@@ -28,7 +28,7 @@ from deploy.local.resolve import Resolved
 from outbox.broker import KafkaSettings, Message, open_kafka
 
 KEYS: Final = (200, 50_000)
-ROWS: Final = 100_000
+ROWS: Final = 50_000
 PEER_ROWS: Final = {"txoutbox": 20_000, "omni-box": 10_000}
 OURS: Final = contender("poll", "confluent")
 

@@ -26,7 +26,7 @@ from deploy.local.resolve import Resolved
 from projectors.record import Record
 from projectors.session import Session
 
-RECORDS = 10_000
+RECORDS = 6_000
 TARGET = at_least(0.9)
 Figures = dict[str, list[float]]
 

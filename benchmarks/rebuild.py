@@ -27,7 +27,7 @@ from outbox.database import connected
 from projectors import ledger
 from projectors.rebuild import rebuild
 
-RECORDS = 10_000
+RECORDS = 6_000
 STREAMS = 2_000
 HISTORY = 10
 """Events of a stream."""

@@ -25,7 +25,7 @@ from outbox.broker import KafkaSettings
 from outbox.broker.settings import Client
 from outbox.relay.settings import EngineName, RelaySettings
 
-ROWS: Final = 100_000
+ROWS: Final = 50_000
 KEYS: Final = 2_000
 CLIENTS: Final[tuple[Client, ...]] = ("confluent", "kafka-python")
 ENGINES: Final[tuple[EngineName, ...]] = get_args(EngineName)

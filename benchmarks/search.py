@@ -41,7 +41,7 @@ from projectors.sinks.elasticsearch import index_name
 from projectors.sinks.neo4j_session import label_of
 from projectors.wiring import ReadSide
 
-RECORDS: Final = 20_000
+RECORDS: Final = 10_000
 """The aim is stated for ``--records 100000``, which takes ten minutes to load."""
 QUESTIONS: Final = 100
 """In a turn."""
