@@ -12,7 +12,7 @@ from typing import Final
 from benchmarks import pictures, results
 from benchmarks.machine import spoken
 from benchmarks.measuring import say
-from benchmarks.running import COLUMNS, cells
+from benchmarks.running import COLUMNS, cells, unwind_on_sigterm
 
 NAMES: Final = (
     "append",
@@ -51,6 +51,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="tiny sizes: proves that they run; nothing is written")
     parser.add_argument("--results", type=Path, help="the folder to write to, in any case")
     given = parser.parse_args()
+    unwind_on_sigterm()
     passed_on = [*(["--quick"] if given.quick else []), *(["--results", str(given.results)] if given.results else [])]
     failed = [name for name in given.names if not succeeded(name, passed_on)]
     if given.results or not given.quick:
@@ -64,13 +65,17 @@ def main() -> int:
 def succeeded(name: str, arguments: list[str]) -> bool:
     """Run one in a process of its own, so that none finds what another has left in memory."""
     began = time.monotonic()
-    try:
-        done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *arguments], check=False, timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        say(f"{name} was stopped after {TIMEOUT_S} s")
-        return False
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    with subprocess.Popen(command) as running:
+        try:
+            code = running.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            say(f"{name} is stopped after {TIMEOUT_S} s")
+            return False
+        finally:
+            running.terminate()  # not killed: it has servers and processes of its own to end
     say(f"{name} took {time.monotonic() - began:.0f} s")
-    return done.returncode == 0
+    return code == 0
 
 
 def page(folder: Path) -> None:

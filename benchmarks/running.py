@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
 
 def run(name: str, services: Iterable[str], measure: Measure, given: argparse.Namespace) -> None:
     """Have the servers, measure, show the results, and write them unless they are partial or quick."""
+    unwind_on_sigterm()
     configure_logging(logging.WARNING)
     collect_rarely()  # as the product's own processes do; whoever is measured beside it in this process gains as well
     if given.quick:
@@ -58,6 +61,11 @@ def run(name: str, services: Iterable[str], measure: Measure, given: argparse.Na
         print(json.dumps(documents, indent=1, ensure_ascii=False))
     else:
         show(name, documents)
+
+
+def unwind_on_sigterm() -> None:
+    """Let SIGTERM end this process as Ctrl-C does: with the servers and processes that it has started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def show(title: str, documents: list[dict[str, Any]]) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import psutil
 import pytest
 
 from benchmarks import __main__ as benchmarks
@@ -16,6 +17,7 @@ from benchmarks import pictures, results
 from benchmarks.measuring import interleaved
 from benchmarks.results import Result, at_least, at_most, beside
 from deploy.local.servers import variable
+from tests.integration.reading import until
 
 CHEAP = ("append", "bulk", "transaction", "startup")
 """Those that need PostgreSQL alone, a few seconds, and nothing of the dependency group ``bench``."""
@@ -70,6 +72,22 @@ def test_the_benchmarks_of_stores_run_on_those_that_need_no_server(
     found = {document["question"]: document for document in results.read(tmp_path / f"{name}.json")}
     assert set(questions) <= set(found)
     assert all(document["ours"] >= 0 for document in found.values())
+
+
+@pytest.mark.timeout(240)
+def test_a_benchmark_that_is_told_to_end_takes_along_what_it_has_started(address) -> None:
+    environment = os.environ | {variable("postgres"): address("postgres")}
+    with subprocess.Popen([sys.executable, "-m", "benchmarks", "--quick", "idle"], env=environment) as running:
+        started: list[psutil.Process] = []
+
+        def relay_and_projectors() -> bool:
+            started[:] = psutil.Process(running.pid).children(recursive=True)
+            return len([one for one in started if {"relay", "project"} & set(one.cmdline())]) >= 2
+
+        until(relay_and_projectors, "a relay and a projector")
+        running.terminate()
+        assert running.wait(60) != 0
+    assert [one for one in started if one.is_running()] == []
 
 
 @pytest.mark.timeout(240)
