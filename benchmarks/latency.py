@@ -2,7 +2,8 @@
 
 Events of 450 bytes are committed at a fixed rate, each by a transaction of its own up to 500 a second and ten in a
 transaction at 5,000. The relay is a process; so is the consumer, a plain one of confluent-kafka, whose clock is the
-writer's (``time.monotonic``). By both engines.
+writer's (``time.monotonic``). By both engines; and, for what of it is Kafka's own, the same messages given to a plain
+producer, with neither PostgreSQL nor a relay.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import argparse
 import multiprocessing
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Final, Self, get_args
 
@@ -23,11 +25,13 @@ from benchmarks.processes import processes
 from benchmarks.results import Result, Target, at_most, at_quantiles
 from benchmarks.running import options, run
 from deploy.local.resolve import Resolved
+from outbox.broker.settings import KafkaSettings
 from outbox.event import NewEvent
 from outbox.log.append import append
 from outbox.relay.settings import EngineName
 
 CATEGORY: Final = "order"
+ALONE: Final = "no relay"
 BATCHES: Final = {200: 1, 500: 1, 5_000: 10}
 """Events in a transaction, by events a second."""
 TARGETS: Final[dict[int, dict[str, Target]]] = {
@@ -39,6 +43,9 @@ SECONDS: Final = 4.0
 TEXT: Final = "Forty words of an order that somebody has placed. " * 8
 WITHIN_S: Final = 60.0
 WARM: Final = 200
+
+Write = Callable[[int, int, int], Mapping[str, float]]
+"""Writes so many events, at a rate, so many at once; the moment of each, by id."""
 
 
 def measure(servers: Resolved, given: argparse.Namespace) -> Iterator[Result]:
@@ -54,41 +61,69 @@ def measure(servers: Resolved, given: argparse.Namespace) -> Iterator[Result]:
                 "OUTBOX_RELAY__ENGINE": engine,
             }
             with processes(settings, [["relay"]]), psycopg.connect(dsn) as connection:
-                yield from rounds(connection, servers.address("kafka"), f"{prefix}.{CATEGORY}", engine, given)
+                write = partial(_committed, connection)
+                yield from rounds(write, servers.address("kafka"), f"{prefix}.{CATEGORY}", engine, given)
+    if given.only in ALONE:
+        bootstrap, topic = servers.address("kafka"), f"latency{uuid.uuid4().hex[:8]}.{CATEGORY}"
+        yield from rounds(partial(_produced, bootstrap, topic), bootstrap, topic, ALONE, given)
 
 
-def rounds(
-    connection: psycopg.Connection[Any], bootstrap: str, topic: str, engine: str, given: argparse.Namespace
-) -> Iterator[Result]:
+def rounds(write: Write, bootstrap: str, topic: str, engine: str, given: argparse.Namespace) -> Iterator[Result]:
     """Each rate so many times, by turns, after a round that only warms up: Kafka compiles itself while it works."""
     warm_up = 0 if given.quick else 1
-    _write(connection, WARM, 200, 1)
+    write(WARM, 200, 1)
     with _Consumer(bootstrap, topic) as consumer:
         consumer.take(WARM)
         found: dict[int, list[list[float]]] = {rate: [] for rate in BATCHES}
         for _ in range(warm_up + given.rounds):
             for rate, batch in BATCHES.items():
-                committed = _write(connection, int(rate * given.seconds), rate, batch)
+                committed = write(int(rate * given.seconds), rate, batch)
                 seen = consumer.take(len(committed))
                 found[rate].append([(seen[id_] - at) * 1e3 for id_, at in committed.items()])
     for rate, each in found.items():
         question = f"commit to a consumer of Kafka, {rate:,}/s, {engine}"
-        yield from at_quantiles(question, "ms", each[warm_up:], TARGETS.get(rate, {}))
+        yield from at_quantiles(question, "ms", each[warm_up:], {} if engine == ALONE else TARGETS.get(rate, {}))
 
 
-def _write(connection: psycopg.Connection[Any], count: int, rate: int, batch: int) -> dict[str, float]:
+def _committed(connection: psycopg.Connection[Any], count: int, rate: int, batch: int) -> dict[str, float]:
     """Commit ``count`` events at the rate; when each one's commit returned, by id."""
     committed: dict[str, float] = {}
     stream = uuid.uuid4().hex
-    started = time.monotonic()
-    for number in range(0, count, batch):
-        time.sleep(max(0.0, started + number / rate - time.monotonic()))
+    for number in _paced(count, rate, batch):
         events = [NewEvent("entity.upserted", _data(number), uuid.uuid4()) for _ in range(batch)]
         append(connection, f"{CATEGORY}-{stream}{number % 100}", events)
         connection.commit()
         committed |= dict.fromkeys((str(event.id) for event in events), time.monotonic())
-    say(f"{count / (time.monotonic() - started):,.0f} events/s, asked for {rate:,}")
     return committed
+
+
+def _produced(bootstrap: str, topic: str, count: int, rate: int, batch: int) -> dict[str, float]:
+    """Give a plain producer as many messages of the same size; when each one was given to it, by id."""
+    from confluent_kafka import Producer
+    from confluent_kafka.admin import AdminClient, NewTopic
+
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    if topic not in admin.list_topics(timeout=WITHIN_S).topics:
+        admin.create_topics([NewTopic(topic, KafkaSettings(bootstrap).partitions)])[topic].result(WITHIN_S)
+    producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 0})
+    given: dict[str, float] = {}
+    for number in _paced(count, rate, batch):
+        for key in range(number, number + batch):
+            id_ = str(uuid.uuid4())
+            given[id_] = time.monotonic()
+            producer.produce(topic, TEXT, str(number % 100 + key - number), headers={"id": id_})
+        producer.poll(0)
+    producer.flush(WITHIN_S)
+    return given
+
+
+def _paced(count: int, rate: int, batch: int) -> Iterator[int]:
+    """The number of each batch's first, when its time has come; says how fast that went."""
+    started = time.monotonic()
+    for number in range(0, count, batch):
+        time.sleep(max(0.0, started + number / rate - time.monotonic()))
+        yield number
+    say(f"{count / (time.monotonic() - started):,.0f} events/s, asked for {rate:,}")
 
 
 def _data(number: int) -> dict[str, Any]:
