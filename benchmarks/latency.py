@@ -65,7 +65,7 @@ def measure(servers: Resolved, given: argparse.Namespace) -> Iterator[Result]:
                 yield from rounds(write, servers.address("kafka"), f"{prefix}.{CATEGORY}", engine, given)
     if given.only in ALONE:
         bootstrap, topic = servers.address("kafka"), f"latency{uuid.uuid4().hex[:8]}.{CATEGORY}"
-        yield from rounds(partial(_produced, bootstrap, topic), bootstrap, topic, ALONE, given)
+        yield from rounds(partial(_produced, _producer(bootstrap, topic), topic), bootstrap, topic, ALONE, given)
 
 
 def rounds(write: Write, bootstrap: str, topic: str, engine: str, given: argparse.Namespace) -> Iterator[Result]:
@@ -97,15 +97,19 @@ def _committed(connection: psycopg.Connection[Any], count: int, rate: int, batch
     return committed
 
 
-def _produced(bootstrap: str, topic: str, count: int, rate: int, batch: int) -> dict[str, float]:
-    """Give a plain producer as many messages of the same size; when each one was given to it, by id."""
+def _producer(bootstrap: str, topic: str) -> Any:
+    """A plain producer, and the topic with as many partitions as ours has."""
     from confluent_kafka import Producer
     from confluent_kafka.admin import AdminClient, NewTopic
 
+    new = NewTopic(topic, KafkaSettings(bootstrap).partitions)
     admin = AdminClient({"bootstrap.servers": bootstrap})
-    if topic not in admin.list_topics(timeout=WITHIN_S).topics:
-        admin.create_topics([NewTopic(topic, KafkaSettings(bootstrap).partitions)])[topic].result(WITHIN_S)
-    producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 0})
+    admin.create_topics([new])[topic].result(WITHIN_S)
+    return Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 0})
+
+
+def _produced(producer: Any, topic: str, count: int, rate: int, batch: int) -> dict[str, float]:
+    """Give the producer as many messages of the same size; when each one was given to it, by id."""
     given: dict[str, float] = {}
     for number in _paced(count, rate, batch):
         for key in range(number, number + batch):
