@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 import pytest
 
 import tests.faults.cases  # noqa: F401 - registers the faults
 from tests.faults.faults import FAULTS
-from tests.faults.judging import LATE
 from tests.faults.matrix import Budget, run_all, try_mutants
 from tests.faults.mutants import MUTANTS
 from tests.faults.plan import Outcome
@@ -32,20 +30,9 @@ def servers() -> Iterator[Servers]:
 
 @pytest.fixture(scope="module")
 def outcomes(servers: Servers) -> Mapping[str, Outcome]:
-    """All runs, several at a time; then those that were too slow, or of which nothing is known as the harness failed,
-    once more by themselves: this machine has more to do than these. What is wrong at rest is wrong at once."""
+    """All runs, several at a time."""
     budget = Budget(runs=1, seed=SEED, lanes=LANES)
-    found = {outcome.fault: outcome for outcome in run_all(CHEAP, servers, budget, lambda _: None)}
-    unclear = [outcome for outcome in found.values() if _unclear(outcome)]
-    for outcome in unclear:
-        print(f"once more: {outcome}")
-    alone = run_all([FAULTS[one.fault] for one in unclear], servers, replace(budget, lanes=1), lambda _: None)
-    return found | {outcome.fault: outcome for outcome in alone}
-
-
-def _unclear(outcome: Outcome) -> bool:
-    late = [v for v in outcome.violations if v.invariant == "I6" and v.what.startswith((LATE, "waited"))]
-    return outcome.error is not None or (bool(late) and len(late) == len(outcome.violations))
+    return {outcome.fault: outcome for outcome in run_all(CHEAP, servers, budget, lambda _: None)}
 
 
 @pytest.mark.parametrize("name", [plan.name for plan in CHEAP])
