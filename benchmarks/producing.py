@@ -17,10 +17,13 @@ from benchmarks.elsewhere import elsewhere
 from outbox.broker import KafkaSettings, Message, open_kafka
 from outbox.broker.confluent_producer import BATCH_BYTES_MAX, QUEUE_KIB_MAX, QUEUE_MESSAGES_MAX
 from outbox.broker.kafka_python_producer import BATCH_BYTES
-from outbox.envelope import event_message
+from outbox.relay.rows import COLUMNS, OutboxRow, outbox_rows, read_as_sent
 
-ROWS: Final = """
-SELECT stream, version, type, data, id, position, at, meta FROM outbox.event ORDER BY position DESC LIMIT %s
+ROWS: Final = f"""
+SELECT {COLUMNS} FROM (
+    SELECT position AS seq, position, NULL AS topic, NULL AS key, NULL::jsonb AS headers, NULL::bytea AS payload
+    FROM outbox.event ORDER BY position DESC LIMIT %(rows)s
+) o JOIN outbox.event e USING (position)
 """
 
 Loop = Callable[[Sequence[Message]], None]
@@ -31,9 +34,16 @@ def rate(dsn: str, kafka: KafkaSettings, prefix: str, rows: int) -> float:
     return elsewhere(_produce, dsn, kafka, prefix, rows)
 
 
+def read(dsn: str, prefix: str, rows: int) -> list[Message]:
+    """The messages of the last rows of the log, whole."""
+    with psycopg.connect(dsn) as connection, connection.cursor(binary=True, row_factory=outbox_rows) as cursor:
+        read_as_sent(cursor)
+        found: list[OutboxRow] = cursor.execute(ROWS, {"prefix": prefix, "rows": rows}).fetchall()
+    return [Message(row.topic, row.key, row.value, row.headers) for row in found]
+
+
 def _produce(dsn: str, kafka: KafkaSettings, prefix: str, rows: int) -> float:
-    with psycopg.connect(dsn) as connection:
-        messages = [event_message(prefix, *row) for row in connection.cursor(binary=True).execute(ROWS, [rows])]
+    messages = read(dsn, prefix, rows)
     _make_topics(kafka, messages[:1])
     loop = {"confluent": confluent, "kafka-python": kafka_python}[kafka.client](kafka)
     warm = rows // WARM_SHARE

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from outbox.broker.librdkafka import opened, refused, unavailable
-from outbox.broker.protocol import Message, Places, TopicPartition
+from outbox.broker.protocol import Outgoing, Places, TopicPartition
 from outbox.broker.publishing import KafkaProducer, ServersRefused
 from outbox.broker.settings import KafkaSettings
 from outbox.broker.topics import Topics, encode_key
@@ -27,23 +28,31 @@ Report = Callable[[Any, Any], None]
 
 
 class Lane:
-    """What librdkafka reported of one partition, in the order sent: an offset, or an error.
+    """What librdkafka reported of the messages of one partition: each error, and the last one that arrived.
 
-    Reports of one partition come in the order produced (an idempotent producer keeps it), so an append is
-    all that a message costs.
+    A report calls no code of ours, it is put into a dictionary under its error, which is None for what arrived.
+    Reports of one partition come in the order produced (an idempotent producer keeps it), so the last one stands.
     """
 
-    __slots__ = ("partition", "report", "reports")
+    __slots__ = ("_reports", "report")
 
-    def __init__(self, partition: TopicPartition) -> None:
-        self.partition = partition
-        self.reports: list[Any] = []
-        append = self.reports.append
+    def __init__(self) -> None:
+        self._reports: dict[Any, Any] = {}
+        self.report: Report = self._reports.__setitem__
 
-        def report(error: Any, message: Any) -> None:
-            append(message.offset() if error is None else error)
+    @property
+    def errors(self) -> list[Any]:
+        """Those of one code are one."""
+        return [error for error in self._reports if error is not None]
 
-        self.report: Report = report
+    @property
+    def last(self) -> int | None:
+        """The offset of the last message that arrived; None if none did."""
+        message = self._reports.get(None)
+        return None if message is None else message.offset()
+
+
+Lanes = dict[tuple[str, int], Lane]
 
 
 def root(error: BaseException) -> BaseException:
@@ -74,56 +83,55 @@ class ConfluentProducer(KafkaProducer):
         }
         self._producer: Any = None
 
-    def attempt(self, messages: Sequence[Message]) -> Places:
+    def attempt(self, messages: Sequence[Outgoing]) -> Places:
         until = time.monotonic() + self._settings.timeout_s
-        partitions = self._topics.ensure([message.topic for message in messages])
+        partitions = self._topics.ensure(message.topic for message in messages)
         self._open()
-        sent, refusal = self._send(messages, partitions, until)
+        lanes, refusal = self._send(messages, partitions, until)
         self._flush(until)
-        placed = self._placed(sent)
+        placed = self._placed(lanes)
         if refusal:
             raise refusal
         return placed
 
     def _send(
-        self, messages: Sequence[Message], partitions: dict[str, int], until: float
-    ) -> tuple[list[Lane], MessageRefused | None]:
-        """Hand over messages up to the first one that the client refuses; the lane of each."""
+        self, messages: Sequence[Outgoing], partitions: dict[str, int], until: float
+    ) -> tuple[Lanes, MessageRefused | None]:
+        """Hand over messages up to the first one that the client refuses; the lanes they went to."""
         murmur2, send = self._library.murmur2, self._producer.produce
-        lanes: dict[tuple[str, int], Lane] = {}
-        sent: list[Lane] = []
+        lanes: Lanes = defaultdict(Lane)
         for index, message in enumerate(messages):
             topic = message.topic
             try:
-                key = message.key.encode()
+                key, headers = message.key.encode(), message.headers
                 number = murmur2(key, partitions[topic])
-                lane = lanes.get((topic, number)) or self._lane(lanes, topic, number)
-                send(topic, message.value, key, number, lane.report, headers=[*message.headers])
+                lane = lanes[topic, number]
+                send(
+                    topic,
+                    message.value,
+                    key,
+                    number,
+                    lane.report,
+                    headers=headers if type(headers) is list else [*headers],  # the client takes nothing else
+                )
             except BufferError:
                 self._send_when_room(message, number, lane, until)
             except (UnicodeEncodeError, self._library.KafkaException) as error:
-                return sent, self._client_refusal(error, message, index)
-            sent.append(lane)
-        return sent, None
+                return lanes, self._client_refusal(error, message, index)
+        return lanes, None
 
-    @staticmethod
-    def _lane(lanes: dict[tuple[str, int], Lane], topic: str, number: int) -> Lane:
-        lane = lanes[topic, number] = Lane(TopicPartition(topic, number))
-        return lane
-
-    def _send_when_room(self, message: Message, number: int, lane: Lane, until: float) -> None:
+    def _send_when_room(self, message: Outgoing, number: int, lane: Lane, until: float) -> None:
+        key, headers = message.key.encode(), [*message.headers]
         while time.monotonic() < until:
             self._producer.poll(ROOM_WAIT_S)
             try:
-                self._producer.produce(
-                    message.topic, message.value, message.key.encode(), number, lane.report, headers=[*message.headers]
-                )
+                self._producer.produce(message.topic, message.value, key, number, lane.report, headers=headers)
             except BufferError:
                 continue
             return
         raise unavailable(self._settings, "the queue stayed full")
 
-    def _client_refusal(self, error: Exception, message: Message, index: int) -> MessageRefused:
+    def _client_refusal(self, error: Exception, message: Outgoing, index: int) -> MessageRefused:
         encode_key(message, index)
         reason = error.args[0]
         if not refused(reason):
@@ -145,12 +153,12 @@ class ConfluentProducer(KafkaProducer):
             return ServersRefused(error.args[0].str())
         return unavailable(self._settings, str(error))
 
-    def _placed(self, sent: Sequence[Lane]) -> Places:
-        lanes = set(sent)
-        failed = [report for lane in lanes for report in lane.reports if type(report) is not int]
+    def _placed(self, lanes: Lanes) -> Places:
+        failed = [error for lane in lanes.values() for error in lane.errors]
         if failed:
             raise self._failure(failed)
-        return {lane.partition: lane.reports[-1] for lane in lanes}
+        # A lane whose first message the client refused is empty.
+        return {TopicPartition(*place): lane.last for place, lane in lanes.items() if lane.last is not None}
 
     def _failure(self, failed: Sequence[Any]) -> Exception:
         """A refusal among the errors is the cause of the others, which librdkafka gives up for the sake of order."""

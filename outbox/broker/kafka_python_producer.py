@@ -20,7 +20,7 @@ from outbox.broker.kafka_python_errors import (
     translated,
     unavailable,
 )
-from outbox.broker.protocol import Message, Places, TopicPartition
+from outbox.broker.protocol import Outgoing, Places, TopicPartition
 from outbox.broker.publishing import KafkaProducer, ServersRefused
 from outbox.broker.settings import KafkaSettings
 from outbox.broker.topics import Topics, encode_key
@@ -50,7 +50,7 @@ class KafkaPythonProducer(KafkaProducer):
         self._settings = settings
         self._producer: Any = None
 
-    def attempt(self, messages: Sequence[Message]) -> Places:
+    def attempt(self, messages: Sequence[Outgoing]) -> Places:
         until = time.monotonic() + self._settings.timeout_s
         partitions = self._topics.ensure([message.topic for message in messages])
         with translated(self._settings):
@@ -62,7 +62,9 @@ class KafkaPythonProducer(KafkaProducer):
             raise refusal
         return placed
 
-    def _send(self, messages: Sequence[Message], partitions: dict[str, int]) -> tuple[list[Any], MessageRefused | None]:
+    def _send(
+        self, messages: Sequence[Outgoing], partitions: dict[str, int]
+    ) -> tuple[list[Any], MessageRefused | None]:
         """Hand over messages up to the first one that the client refuses; the future of each."""
         send = self._producer.send
         sent: list[Any] = []

@@ -18,7 +18,7 @@ from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 
 from outbox.broker.kafka_python_errors import connection_options, translated, unavailable
 from outbox.broker.kafka_python_producer import KafkaPythonProducer
-from outbox.broker.protocol import Message, Places
+from outbox.broker.protocol import Outgoing, Places
 from outbox.broker.settings import KafkaSettings
 from outbox.broker.topics import Topics
 from outbox.broker.transactions import tails, taken_over, transaction_timeout_ms
@@ -52,7 +52,7 @@ class KafkaPythonClient(KafkaPythonProducer):
             self._check()
             self._manager.begin_transaction()
 
-    def attempt(self, messages: Sequence[Message]) -> Places:
+    def attempt(self, messages: Sequence[Outgoing]) -> Places:
         """See the protocol."""
         try:
             placed = super().attempt(messages)

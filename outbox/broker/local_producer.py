@@ -15,7 +15,7 @@ from outbox.broker.local_link import CHANNEL, Connection, Link
 from outbox.broker.local_settings import PART_MESSAGES, LocalSettings
 from outbox.broker.local_topics import Topic, ensure_topics
 from outbox.broker.local_trim import trim
-from outbox.broker.protocol import Message, Places, TopicPartition
+from outbox.broker.protocol import Outgoing, Places, TopicPartition
 from outbox.broker.topics import TOPICS_KNOWN_MAX, TopicRefused, encode_key, first_refused
 from outbox.errors import MessageRefused
 
@@ -98,7 +98,7 @@ class LocalPublishing:
         """Close the connection."""
         self._link.close()
 
-    def _learn(self, connection: Connection, messages: Iterable[Message]) -> None:
+    def _learn(self, connection: Connection, messages: Iterable[Outgoing]) -> None:
         wanted = {message.topic for message in messages}
         unknown = sorted(wanted - self._topics.keys())
         if unknown:
@@ -107,7 +107,7 @@ class LocalPublishing:
                 unknown = sorted(wanted)
             self._topics |= ensure_topics(connection, unknown, self._settings.partitions)
 
-    def _chunks(self, messages: Sequence[Message]) -> Iterator[Chunk]:
+    def _chunks(self, messages: Sequence[Outgoing]) -> Iterator[Chunk]:
         chunk = Chunk()
         for index, message in enumerate(messages):
             key, headers = encode_key(message, index), encode_headers(message, index)
@@ -120,7 +120,7 @@ class LocalPublishing:
             chunk.size_bytes += needed
         yield chunk
 
-    def _check_size(self, message: Message, size: int, index: int) -> None:
+    def _check_size(self, message: Outgoing, size: int, index: int) -> None:
         limit = self._settings.max_message_bytes
         if size > limit:
             raise MessageRefused(
@@ -150,7 +150,7 @@ class LocalPublishing:
 class LocalProducer(LocalPublishing):
     """See :class:`outbox.broker.protocol.Producer`."""
 
-    def publish(self, messages: Sequence[Message]) -> Places:
+    def publish(self, messages: Sequence[Outgoing]) -> Places:
         """See the protocol. One transaction; up to 10,000 messages and 32 MiB are one round trip."""
         if not messages:
             return {}
@@ -163,7 +163,7 @@ class LocalProducer(LocalPublishing):
         self.publish(messages[: refusal.index])
         raise refusal
 
-    def _publish(self, messages: Sequence[Message]) -> Places:
+    def _publish(self, messages: Sequence[Outgoing]) -> Places:
         with self._link.use() as connection:
             self._learn(connection, messages)
             chunks = list(self._chunks(messages))
@@ -173,12 +173,13 @@ class LocalProducer(LocalPublishing):
         return self._placed(chunks, bases)
 
 
-def encode_headers(message: Message, index: int) -> bytes:
+def encode_headers(message: Outgoing, index: int) -> bytes:
     """A JSON object; each byte of a value is one character."""
-    if not message.headers:
+    headers = message.headers
+    if not headers:
         return b"{}"
     try:
-        return orjson.dumps({name: value.decode("latin-1") for name, value in message.headers})
+        return orjson.dumps({name: value.decode("latin-1") for name, value in headers})
     except TypeError as error:
         raise MessageRefused(f"message {index} has a header whose name is not valid text", index) from error
 

@@ -11,7 +11,7 @@ from typing import Final
 from outbox.broker.local_link import Connection, Link
 from outbox.broker.local_producer import LocalPublishing
 from outbox.broker.local_settings import LocalSettings
-from outbox.broker.protocol import Message, Note, Places
+from outbox.broker.protocol import Note, Outgoing, Places
 from outbox.broker.topics import TopicRefused, first_refused
 from outbox.errors import Fenced
 
@@ -42,7 +42,7 @@ class LocalTransactions(LocalPublishing):
         self._epoch, note = row or (0, None)
         return None if note is None else bytes(note)
 
-    def publish(self, messages: Sequence[Message], note: Note | None = None) -> Places:
+    def publish(self, messages: Sequence[Outgoing], note: Note | None = None) -> Places:
         """See the protocol."""
         try:
             with self._link.use() as connection:

@@ -37,6 +37,20 @@ class Message(NamedTuple):
     headers: Sequence[tuple[str, bytes]] = ()
 
 
+class Outgoing(Protocol):
+    """What can be published: a :class:`Message`, or something that makes its parts when they are asked for."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]]:
+        """To be asked for once, and kept no longer than it takes to send them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """One message as a consumer gets it."""
@@ -56,7 +70,7 @@ Places = Mapping[TopicPartition, int]
 class Producer(Protocol):
     """Publishes in order. Used by one thread."""
 
-    def publish(self, messages: Sequence[Message]) -> Places:
+    def publish(self, messages: Sequence[Outgoing]) -> Places:
         """Publish all, and return where they went once every one is durable. Those of a key stay in the order given.
 
         Topics that do not exist are made. Raises :class:`~outbox.errors.BrokerUnavailable` (some may
@@ -84,7 +98,7 @@ class Transactions(Producer, Protocol):
         Raises :class:`~outbox.errors.BrokerUnavailable`.
         """
 
-    def publish(self, messages: Sequence[Message], note: Note | None = None) -> Places:
+    def publish(self, messages: Sequence[Outgoing], note: Note | None = None) -> Places:
         """As :meth:`Producer.publish`, in one transaction with the note.
 
         Raises :class:`~outbox.errors.MessageRefused` (nothing of the batch was published),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from outbox.broker.protocol import Message, Places
+from outbox.broker.protocol import Outgoing, Places
 from outbox.broker.topics import TopicRefused, Topics, first_refused
 from outbox.errors import BrokerUnavailable, MessageRefused, OutboxError
 
@@ -25,7 +25,7 @@ class KafkaProducer(ABC):
     def __init__(self, topics: Topics) -> None:
         self._topics = topics
 
-    def publish(self, messages: Sequence[Message]) -> Places:
+    def publish(self, messages: Sequence[Outgoing]) -> Places:
         """See :class:`outbox.broker.protocol.Producer`. What the servers themselves refuse (a topic's own limits
         and rights, which a client cannot know) is found only after messages behind it were sent: these are
         published again with the next batch."""
@@ -55,7 +55,7 @@ class KafkaProducer(ABC):
         self.discard()
 
     @abstractmethod
-    def attempt(self, messages: Sequence[Message]) -> Places:
+    def attempt(self, messages: Sequence[Outgoing]) -> Places:
         """Send all and wait. Raises MessageRefused (after everything before it was acknowledged),
         ServersRefused, TopicRefused (nothing was sent) or BrokerUnavailable."""
 
@@ -63,7 +63,7 @@ class KafkaProducer(ABC):
     def discard(self) -> None:
         """Throw away the connection and all that waits in it; the next attempt opens another."""
 
-    def _narrow_down(self, messages: Sequence[Message], error: ServersRefused) -> Places:
+    def _narrow_down(self, messages: Sequence[Outgoing], error: ServersRefused) -> Places:
         """Publish the halves in order, and the halves of a half that fails, until the message is alone."""
         if len(messages) == 1:
             raise MessageRefused(f"a message for topic {messages[0].topic!r} is refused: {error}", 0) from error

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
-from outbox.broker.protocol import Message
+from outbox.broker.protocol import Outgoing
 from outbox.errors import BrokerUnavailable, MessageRefused, OutboxError
 
 TOPICS_KNOWN_MAX: Final = 10_000
@@ -79,13 +79,13 @@ class Topics:
         return self._known[topic]
 
 
-def first_refused(messages: Sequence[Message], refused: TopicRefused) -> MessageRefused:
+def first_refused(messages: Sequence[Outgoing], refused: TopicRefused) -> MessageRefused:
     """The refusal of the first message of a refused topic."""
     index = next(i for i, message in enumerate(messages) if message.topic == refused.topic)
     return MessageRefused(str(refused), index)
 
 
-def encode_key(message: Message, index: int) -> bytes:
+def encode_key(message: Outgoing, index: int) -> bytes:
     """The key as UTF-8. Raises :class:`~outbox.errors.MessageRefused` for a lone surrogate."""
     try:
         return message.key.encode()

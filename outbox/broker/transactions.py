@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
-from outbox.broker.protocol import Message, Note, Places
+from outbox.broker.protocol import Message, Note, Outgoing, Places
 from outbox.broker.publishing import ServersRefused
 from outbox.broker.settings import KafkaSettings
 from outbox.broker.topics import TopicRefused, Topics, first_refused
@@ -42,7 +42,7 @@ class Client(Protocol):
 
     def begin(self) -> None: ...
 
-    def attempt(self, messages: Sequence[Message]) -> Places:
+    def attempt(self, messages: Sequence[Outgoing]) -> Places:
         """Send all and wait. Raises MessageRefused (nothing behind it was sent), ServersRefused or TopicRefused."""
 
     def commit(self) -> None: ...
@@ -79,7 +79,7 @@ class KafkaTransactions:
             self._client.discard()
             raise
 
-    def publish(self, messages: Sequence[Message], note: Note | None = None) -> Places:
+    def publish(self, messages: Sequence[Outgoing], note: Note | None = None) -> Places:
         """See the protocol."""
         self._check_topics(messages)
         runs = [range(len(messages))]
@@ -102,7 +102,7 @@ class KafkaTransactions:
         """Every transaction has ended or is undone by the next :meth:`recover`."""
         self._client.discard()
 
-    def _transact(self, messages: Sequence[Message], runs: Sequence[range], note: Note | None) -> Places:
+    def _transact(self, messages: Sequence[Outgoing], runs: Sequence[range], note: Note | None) -> Places:
         self._client.begin()
         places = {partition: last for run in runs for partition, last in self._send(messages, run).items()}
         noted = None if note is None else note(places)
@@ -112,13 +112,13 @@ class KafkaTransactions:
         self._last = self._last if noted is None else noted
         return places
 
-    def _check_topics(self, messages: Sequence[Message]) -> None:
+    def _check_topics(self, messages: Sequence[Outgoing]) -> None:
         try:
             self._topics.ensure([message.topic for message in messages])
         except TopicRefused as error:
             raise first_refused(messages, error) from error
 
-    def _send(self, messages: Sequence[Message], run: range) -> Places:
+    def _send(self, messages: Sequence[Outgoing], run: range) -> Places:
         try:
             return self._client.attempt(messages[run.start : run.stop]) if run else {}
         except MessageRefused as refusal:
@@ -163,7 +163,7 @@ class _RunRefused(Exception):
         self.run = run
         self.error = error
 
-    def of(self, messages: Sequence[Message]) -> MessageRefused:
+    def of(self, messages: Sequence[Outgoing]) -> MessageRefused:
         """What is told of a run of one message."""
         at = self.run.start
         return MessageRefused(f"a message for topic {messages[at].topic!r} is refused: {self.error}", at)

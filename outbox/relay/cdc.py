@@ -27,8 +27,9 @@ from outbox.relay.cdc_rows import Assembly, Committed
 from outbox.relay.cursor import Cursor, Snapshot
 from outbox.relay.lease import Lease
 from outbox.relay.pgoutput_decoder import Decoder
-from outbox.relay.poll import OutboxRow, Page, PollEngine
+from outbox.relay.poll import Page, PollEngine
 from outbox.relay.replication import NewSlot, Replication, lsn_number, lsn_text
+from outbox.relay.rows import OutboxRow
 from outbox.relay.settings import RelaySettings
 
 log = logger("outbox.relay")

@@ -10,16 +10,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from typing import Any, Final
 
-import orjson
-
-from outbox.envelope import event_message, plain_message
+from outbox.envelope import topic_of
 from outbox.errors import DatabaseError
+from outbox.event import category_of
 from outbox.relay.pgoutput import Begin, Commit, Decoded, Insert, Relation, StreamAbort, StreamCommit, StreamStart
-from outbox.relay.poll import OutboxRow
+from outbox.relay.rows import OutboxRow
 
 HELD_ROWS: Final = 10_000
 HELD_BYTES: Final = 16 << 20
@@ -28,7 +26,6 @@ HELD_BYTES: Final = 16 << 20
 SCHEMA: Final = "outbox"
 _OUTBOX: Final = ("seq", "xid", "position", "topic", "key", "headers", "payload")
 _EVENT: Final = ("position", "stream", "version", "type", "id", "data", "meta", "at")
-_YEAR_2000: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
 _Pick = Callable[[Any], tuple[Any, ...]]
 _Listed = tuple[int, int | None, Any]
@@ -126,20 +123,22 @@ class Assembly:
 
     def _outbox_row(self, seq: int, position: int | None, plain: tuple[Any, ...]) -> OutboxRow:
         if position is None:
-            return OutboxRow(seq, None, _plain(*plain))
+            topic, key, headers, payload = plain
+            return OutboxRow(seq, None, topic.decode(), key.decode(), payload, json=headers)
         _, stream, version, type_, id_, data, meta, at = self._events[position]
-        message = event_message(
-            self._prefix,
-            stream.decode(),
+        stream = stream.decode()
+        return OutboxRow(
+            seq,
+            position,
+            topic_of(self._prefix, category_of(stream)),
+            stream,
+            data,
             _number(version),
             type_.decode(),
-            data,
-            uuid.UUID(bytes=id_),
-            position,
-            _YEAR_2000 + timedelta(microseconds=_number(at)),
-            orjson.loads(meta[1:]),
+            str(uuid.UUID(bytes=id_)),
+            _number(at),
+            meta,
         )
-        return OutboxRow(seq, position, message)
 
     def _known(self, relation: Relation) -> tuple[Relation, bool, _Pick]:
         """The table, whether it is the outbox (else it is the log), and what picks its columns by name."""
@@ -149,11 +148,6 @@ class Assembly:
         places = [relation.names.index(name) for name in (_OUTBOX if outbox else _EVENT)]
         found = self._tables[relation.id] = (relation, outbox, itemgetter(*places))
         return found
-
-
-def _plain(topic: bytes, key: bytes | None, headers: bytes | None, payload: bytes | None) -> Any:
-    said = None if headers is None else orjson.loads(headers[1:])  # jsonb's binary form begins with its version
-    return plain_message(topic.decode(), None if key is None else key.decode(), said, payload)  # type: ignore[arg-type]
 
 
 def _number(value: bytes) -> int:

@@ -25,7 +25,8 @@ from outbox.relay.leader import Again, Leader
 from outbox.relay.lease import Lease
 from outbox.relay.note import Done, Note
 from outbox.relay.parking import Key, Parking
-from outbox.relay.poll import OutboxRow, Page
+from outbox.relay.poll import Page
+from outbox.relay.rows import OutboxRow, ids_of
 from outbox.relay.settings import RelaySettings
 
 EVENTS_NAMED: Final = 32
@@ -88,7 +89,7 @@ class ExactlyOnceLeader(Leader):
         def note(places: Places) -> bytes:
             return self._note(rows, cursor, places, done).encode()
 
-        published = self._transactions.publish([row.message for row in rows], note)
+        published = self._transactions.publish(rows, note)
         self._steps += 1
         RELAY_PUBLISHED.inc(len(rows))
         return published
@@ -169,5 +170,4 @@ def _make_good(connection: Connection, note: Note, lease: Lease, settings: Relay
 
 def _some_events(rows: Sequence[OutboxRow]) -> list[str]:
     """Ids of events, spread over the page."""
-    chosen = rows[:: max(1, len(rows) // EVENTS_NAMED)]
-    return [dict(row.message.headers)["id"].decode() for row in chosen if row.position is not None]
+    return ids_of(rows[:: max(1, len(rows) // EVENTS_NAMED)])

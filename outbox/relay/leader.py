@@ -24,8 +24,9 @@ from outbox.relay.cursor import Cursor
 from outbox.relay.horizon import Horizon
 from outbox.relay.lease import Lease
 from outbox.relay.parking import REDRIVE_ROWS, Key, Parking
-from outbox.relay.poll import OutboxRow, Page
+from outbox.relay.poll import Page
 from outbox.relay.ring import PART_ROWS, trim
+from outbox.relay.rows import OutboxRow
 from outbox.relay.settings import RelaySettings
 
 log = logger("outbox.relay")
@@ -110,7 +111,7 @@ class Leader:
     def _ask(self, rows: Sequence[OutboxRow]) -> None:
         """Of topics of events: in others there may be messages of anybody's."""
         if self._horizon is not None:
-            self._horizon.check_topics({row.message.topic for row in rows if row.position is not None})
+            self._horizon.check_topics({row.topic for row in rows if row.position is not None})
 
     def _publish(self, page: Page) -> Places:
         """Publish what is not parked. A row that is refused splits its run in two, so no row is sent more than twice.
@@ -130,12 +131,12 @@ class Leader:
 
     def _park(self, row: OutboxRow, refused: MessageRefused) -> None:
         self._parking.hold(row, first_line(refused))
-        log.warning("parked", topic=row.message.topic, key=row.message.key, reason=first_line(refused))
+        log.warning("parked", topic=row.topic, key=row.key, reason=first_line(refused))
 
     def _send(self, rows: Sequence[OutboxRow]) -> Places:
         if not rows:
             return {}
-        sent = self._producer.publish([row.message for row in rows])
+        sent = self._producer.publish(rows)
         RELAY_PUBLISHED.inc(len(rows))
         return sent
 

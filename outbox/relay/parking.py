@@ -7,7 +7,7 @@ cannot overtake itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -16,7 +16,7 @@ import orjson
 
 from outbox.database import Connection
 from outbox.errors import DatabaseError
-from outbox.relay.poll import COLUMNS, OutboxRow, outbox_row
+from outbox.relay.rows import COLUMNS, OutboxRow, outbox_rows, read_as_sent
 
 BEHIND: Final = "waits behind an earlier row of its key"
 """The reason of a row that was never refused itself."""
@@ -145,10 +145,10 @@ class Parking:
         Raises :class:`~outbox.errors.DatabaseError` if one does not.
         """
         named = dict(reasons)
-        found = self._connection.execute(_HELD, {"seqs": list(named)}, binary=True).fetchall() if named else []
+        found = self._found(_HELD, {"seqs": list(named)}) if named else []
         if len(found) != len(named):
             raise DatabaseError(f"relay {self._relay!r}: {len(named) - len(found)} rows to park are not in the outbox")
-        for row in (outbox_row(self._prefix, columns) for columns in found):
+        for row in found:
             self.hold(row, named[row.seq])
 
     def write(self) -> None:
@@ -159,12 +159,12 @@ class Parking:
             _PARK,
             {
                 "relay": self._relay,
-                "topics": [row.message.topic for row, _ in held],
-                "keys": [row.message.key for row, _ in held],
+                "topics": [row.topic for row, _ in held],
+                "keys": [row.key for row, _ in held],
                 "seqs": [row.seq for row, _ in held],
                 "positions": [row.position for row, _ in held],
                 "headers": [_headers(row) if p else None for p, (row, _) in zip(plain, held, strict=True)],
-                "payloads": [row.message.value if p else None for p, (row, _) in zip(plain, held, strict=True)],
+                "payloads": [row.value if p else None for p, (row, _) in zip(plain, held, strict=True)],
                 "reasons": [reason for _, reason in held],
             },
         )
@@ -177,8 +177,7 @@ class Parking:
 
     def rows(self, key: Key) -> list[OutboxRow]:
         """The first rows of a parked key, in order."""
-        found = self._connection.execute(_ROWS, {**self._named(key), "limit": REDRIVE_ROWS}, binary=True)
-        return [outbox_row(self._prefix, row) for row in found]
+        return self._found(_ROWS, {**self._named(key), "limit": REDRIVE_ROWS})
 
     def done(self, key: Key, rows: Sequence[OutboxRow]) -> None:
         """These rows are published; with the last one of a key the key is free."""
@@ -194,13 +193,18 @@ class Parking:
         """This row was refused again; the key waits for somebody to ask once more."""
         self._connection.execute(_REFUSED_AGAIN, {**self._named(key), "seq": row.seq, "reason": reason})
 
+    def _found(self, query: str, parameters: Mapping[str, object]) -> list[OutboxRow]:
+        cursor = self._connection.cursor(binary=True, row_factory=outbox_rows)
+        read_as_sent(cursor)
+        return cursor.execute(query, {**parameters, "prefix": self._prefix}).fetchall()
+
     def _named(self, key: Key) -> dict[str, object]:
         return {"relay": self._relay, "topic": key[0], "key": key[1]}
 
 
 def _key(row: OutboxRow) -> Key:
-    return row.message.topic, row.message.key
+    return row.topic, row.key
 
 
 def _headers(row: OutboxRow) -> str:
-    return orjson.dumps({name: value.decode() for name, value in row.message.headers}).decode()
+    return orjson.dumps({name: value.decode() for name, value in row.headers}).decode()

@@ -5,17 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple
+from typing import Final
 
-import orjson
 import psycopg
-from psycopg.rows import tuple_row
-from psycopg.types.json import set_json_loads
 
-from outbox.broker.protocol import Message
 from outbox.database import Connection
-from outbox.envelope import event_message, plain_message
 from outbox.relay.cursor import Cursor, Snapshot
+from outbox.relay.rows import COLUMNS, OutboxRow, outbox_row, outbox_rows, read_as_sent
 from outbox.relay.sleep import UNLOCK, Sleep
 
 PLANNING: Final[Mapping[str, str]] = {
@@ -30,11 +26,6 @@ PLANNING: Final[Mapping[str, str]] = {
 all the time), so the one good plan (index on xid, sort, look each event up) is not left to chance. A bitmap of each
 of the ring's parts would cost a poll that finds little twice as much, and gain nothing where there is much: rows lie
 in the order of their transactions anyway."""
-
-COLUMNS: Final = """
-o.seq, o.position, o.topic, o.key, o.headers, o.payload, e.stream, e.version, e.type, e.data, e.id, e.at, e.meta
-"""
-"""What :func:`outbox_row` reads, of a row ``o`` of the outbox and its event ``e``, if it has one."""
 
 # A window that begins now: what this statement sees is what the new snapshot b sees, so nothing else is asked.
 _BEGIN: Final = f"""
@@ -62,14 +53,6 @@ SELECT {COLUMNS} FROM o LEFT JOIN outbox.event e USING (position) ORDER BY o.seq
 """
 
 
-class OutboxRow(NamedTuple):
-    """One row of the outbox, and the message it becomes."""
-
-    seq: int
-    position: int | None
-    message: Message
-
-
 @dataclass(frozen=True, slots=True)
 class Page:
     """Rows to publish, in order, and the cursor once they are published."""
@@ -80,25 +63,15 @@ class Page:
     """Whether the cursor is to be written down even if there are no rows."""
 
 
-def outbox_row(prefix: str, row: Sequence[Any]) -> OutboxRow:
-    """Make one row of :data:`COLUMNS` the message it stands for."""
-    seq, position, topic, key, headers, payload, stream, version, type_, data, id_, at, meta = row
-    if position is None:
-        return OutboxRow(seq, None, plain_message(topic, key, headers, payload))
-    return OutboxRow(seq, position, event_message(prefix, stream, version, type_, data, id_, position, at, meta))
-
-
 class PollEngine:
     """Reads pages on a connection of its own (autocommit, :data:`PLANNING` set). Used by one thread."""
 
     def __init__(self, connection: Connection, prefix: str) -> None:
-        set_json_loads(
-            orjson.loads, connection
-        )  # every event has a meta, and Python's own parser takes as long as the rest
+        read_as_sent(connection)
         self._connection = connection
         self._prefix = prefix
         self._sleep = Sleep(connection)
-        self._rest: psycopg.ServerCursor[tuple[Any, ...]] | None = None
+        self._rest: psycopg.ServerCursor[OutboxRow] | None = None
 
     def read(self, cursor: Cursor, limit: int) -> Page:
         """The next page after ``cursor``, at most ``limit`` rows; no rows if nothing is new."""
@@ -124,10 +97,11 @@ class PollEngine:
 
     def _begin(self, cursor: Cursor, limit: int) -> Page:
         a = cursor.b
-        parameters = {"xmax": str(a.xmax), "in_progress": a.in_progress, "limit": limit, "unlock": self._sleep.unlock()}
+        parameters = {"xmax": str(a.xmax), "in_progress": a.in_progress, "limit": limit}
+        parameters |= {"prefix": self._prefix, "unlock": self._sleep.unlock()}
         found = self._connection.execute(_BEGIN, parameters, prepare=True, binary=True).fetchall()
         b = Snapshot(found[0][0])
-        rows = [outbox_row(self._prefix, r[1:]) for r in found if r[1] is not None]
+        rows = [outbox_row(r[1:]) for r in found if r[1] is not None]
         if rows:
             self._sleep.end()
         return Page(rows, _open(cursor, a, b, rows[-1].seq) if len(rows) == limit else _shut(cursor, b))
@@ -135,21 +109,22 @@ class PollEngine:
     def _continue(self, cursor: Cursor, limit: int) -> Page:
         if self._rest is None:
             self._rest = self._open_rest(cursor)
-        rows = [outbox_row(self._prefix, r) for r in self._rest.fetchmany(limit)]
+        rows = self._rest.fetchmany(limit)
         if len(rows) == limit:
             return Page(rows, replace(cursor, last=rows[-1].seq))
         self.close()
         return Page(rows, _shut(cursor, cursor.b))
 
-    def _open_rest(self, cursor: Cursor) -> psycopg.ServerCursor[tuple[Any, ...]]:
+    def _open_rest(self, cursor: Cursor) -> psycopg.ServerCursor[OutboxRow]:
         self._connection.execute("BEGIN")
-        rest = psycopg.ServerCursor(self._connection, "outbox_window", row_factory=tuple_row)
+        rest = psycopg.ServerCursor(self._connection, "outbox_window", row_factory=outbox_rows)
         parameters = {
             "xmax": str(cursor.a.xmax),
             "xmax_b": str(cursor.b.xmax),
             "in_progress": cursor.a.in_progress,
             "b": cursor.b.text,
             "last": cursor.last,
+            "prefix": self._prefix,
         }
         return rest.execute(_CONTINUE, parameters, binary=True)
 

@@ -11,12 +11,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from outbox.broker import Message
 from outbox.errors import BrokerUnavailable
 from outbox.log.append import append
 from outbox.relay.ahead import ReadAhead
 from outbox.relay.cursor import Cursor, Snapshot
-from outbox.relay.poll import OutboxRow, Page
+from outbox.relay.poll import Page
+from outbox.relay.rows import OutboxRow
 from outbox.relay.settings import RelaySettings
 from tests.integration.appending import event
 from tests.relaying import Recorder, down, drain, leading, step_until
@@ -42,7 +42,7 @@ class Counting:
         assert self.gate.wait(30)
         self.asked.append(cursor.last)
         self.reading -= 1
-        row = OutboxRow(cursor.last, None, Message("t", "k", None))
+        row = OutboxRow(cursor.last, None, "t", "k", None)
         return Page([row] * self.rows, replace(cursor, last=cursor.last + limit))
 
     def written(self, cursor: Cursor) -> None:

@@ -456,6 +456,7 @@ def test_a_poll_of_a_big_outbox_reads_only_what_is_new(database, producer):
         "limit": 200,
         "unlock": False,
         "last": 0,
+        "prefix": "outbox",
         "b": f"{snapshot.xmax + 100}:{snapshot.xmax + 100}:",
     }
     with connected(database, **PLANNING) as reading:

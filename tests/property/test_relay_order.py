@@ -20,7 +20,8 @@ import pytest
 from outbox.database import Connection
 from outbox.log.append import append, send
 from outbox.relay.cursor import Cursor
-from outbox.relay.poll import COLUMNS, Page, outbox_row
+from outbox.relay.poll import Page
+from outbox.relay.rows import COLUMNS, outbox_row, read_as_sent
 from outbox.relay.settings import RelaySettings
 from tests.integration.appending import event
 from tests.relaying import Recorder, drain, leading, step_until, without_slots
@@ -38,15 +39,16 @@ class NaiveEngine:
 
     QUERY = (
         f"SELECT {COLUMNS} FROM outbox.outbox o LEFT JOIN outbox.event e USING (position)"
-        " WHERE o.seq > %s ORDER BY o.seq LIMIT %s"
+        " WHERE o.seq > %(last)s ORDER BY o.seq LIMIT %(limit)s"
     )
 
     def __init__(self, connection: Connection, prefix: str) -> None:
+        read_as_sent(connection)
         self._connection, self._prefix = connection, prefix
 
     def read(self, cursor: Cursor, limit: int) -> Page:
-        found = self._connection.execute(self.QUERY, [cursor.last, limit], binary=True)
-        rows = [outbox_row(self._prefix, row) for row in found]
+        parameters = {"last": cursor.last, "limit": limit, "prefix": self._prefix}
+        rows = [outbox_row(row) for row in self._connection.execute(self.QUERY, parameters, binary=True)]
         return Page(rows, Cursor(cursor.a, cursor.b, rows[-1].seq if rows else cursor.last))
 
     def written(self, cursor: Cursor) -> None:

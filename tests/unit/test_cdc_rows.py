@@ -57,12 +57,12 @@ def test_rows_come_by_their_number_whatever_order_they_were_written_in():
     """As COPY does when the ring goes round: it writes the first part before the last one."""
     committed = fed(Assembly("p"), Begin(9, 0, 7), event(1), event(2), row(6), row(5, 2), row(4, 1), Commit(9, 10, 0))
     assert (committed.lsn, committed.xid) == (10, XID)
-    assert [(r.seq, r.position, r.message.key) for r in committed.rows] == [
+    assert [(r.seq, r.position, r.key) for r in committed.rows] == [
         (4, 1, "s-1"),
         (5, 2, "s-1"),
         (6, None, "k"),
     ]
-    assert committed.rows[0].message.topic == "p.s"
+    assert committed.rows[0].topic == "p.s"
 
 
 def test_a_transaction_without_rows_for_the_outbox_only_moves_the_log_on():
@@ -96,7 +96,7 @@ def test_columns_are_found_by_name_and_anew_when_the_table_has_changed():
     changed = table("outbox", "more", "payload", "headers", "key", "topic", "position", "xid", "seq")
     values = (b"?", b"p", None, b"k", b"t", None, number(XID), number(2))
     committed = fed(assembly, Begin(1, 0, 9), Insert(changed, values, 0), Commit(1, 2, 0))
-    assert (committed.rows[0].seq, committed.rows[0].message.topic) == (2, "t")
+    assert (committed.rows[0].seq, committed.rows[0].topic) == (2, "t")
 
 
 def test_a_table_that_somebody_added_to_the_publication_is_named():

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import uuid
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outbox.broker.protocol import Delivery, Message
+from outbox.broker.protocol import Delivery
 from outbox.codec import default_registry
-from outbox.envelope import event_message, plain_message, read_event, topic_of, version_in
-from outbox.errors import InvalidEvent, UnknownEventType
+from outbox.envelope import read_event, topic_of, version_in
+from outbox.errors import DatabaseError, InvalidEvent, UnknownEventType
 from outbox.event import Event, uuid7
+from outbox.relay.rows import OutboxRow
 
 REGISTRY = default_registry()
 DATA = {"kind": "k", "name": "n"}
@@ -21,12 +23,13 @@ ENCODED = REGISTRY.encode("entity.upserted", DATA)
 AT = datetime(2030, 1, 2, 3, 4, 5, 678901, UTC)
 
 
-def message(meta=None, **more) -> Message:
-    given = {"version": 3, "type_": "entity.upserted", "data": ENCODED, "id_": uuid7(), "position": 9, "at": AT}
-    return event_message("outbox", "order-1", **{**given, **more}, meta=meta or {})
+def message(meta=None, id_=None, at=AT) -> OutboxRow:
+    at_us = (at - datetime(2000, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    id_, json = str(id_ or uuid7()), b"\1" + orjson.dumps(meta or {})
+    return OutboxRow(7, 9, "outbox.order", "order-1", ENCODED, 3, "entity.upserted", id_, at_us, json)
 
 
-def delivered(m: Message, **headers: bytes | None) -> Delivery:
+def delivered(m: OutboxRow, **headers: bytes | None) -> Delivery:
     merged = {**dict(m.headers), **headers}
     return Delivery(m.topic, 0, 7, m.key, m.value, {n: v for n, v in merged.items() if v is not None})
 
@@ -59,15 +62,26 @@ def test_tracing_tools_find_their_headers():
     assert "meta" not in dict(message().headers)
 
 
-def test_a_time_keeps_its_instant_in_any_zone():
-    elsewhere = AT.astimezone(timezone(timedelta(hours=-9, minutes=-30)))
-    assert read_event(delivered(message(at=elsewhere)), REGISTRY).at == AT
+@given(
+    st.datetimes(timezones=st.just(UTC))
+    | st.datetimes(timezones=st.just(UTC)).map(lambda at: at.replace(microsecond=0))
+)
+@settings(derandomize=True, max_examples=200)
+def test_a_time_travels_as_isoformat_has_it(at):
+    assert dict(message(at=at).headers)["at"] == at.isoformat().encode()
+
+
+@pytest.mark.parametrize("at_us", [2**63 - 1, -(2**63)], ids=["infinity", "-infinity"])
+def test_a_time_without_a_date_is_told_in_one_line(at_us):
+    with pytest.raises(DatabaseError, match="no calendar"):
+        _ = message()._replace(at_us=at_us).headers
 
 
 def test_a_plain_message_is_left_as_it_is():
-    m = plain_message("t", "k", {"a": "ä", "n": 1}, b"\x00")
-    assert (m.topic, m.key, m.value, list(m.headers)) == ("t", "k", b"\x00", [("a", "ä".encode()), ("n", b"1")])
-    assert plain_message("t", "k", None, None) == Message("t", "k", None, [])
+    m = OutboxRow(1, None, "t", "k", b"\x00", json='\1{"a": "ä", "n": 1}'.encode())
+    assert (m.topic, m.key, m.value, m.headers) == ("t", "k", b"\x00", [("a", "ä".encode()), ("n", b"1")])
+    assert OutboxRow(1, None, "t", "k", None).headers == []
+    assert OutboxRow(1, None, "t", "k", None, json=b"\1null").headers == []
 
 
 @pytest.mark.parametrize("name", ["id", "type", "version", "position", "at"])

@@ -1,0 +1,79 @@
+"""A row of the outbox, which is the message it becomes.
+
+A relay that is behind sees a row once and passes it on, so nothing is made of it that is not sent: columns stay as
+PostgreSQL sent them, and headers are made when the client asks for them, one message at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+import orjson
+from psycopg.abc import AdaptContext
+from psycopg.types.numeric import Int8BinaryLoader
+from psycopg.types.string import ByteaBinaryLoader
+
+from outbox.envelope import Headers, event_headers, plain_headers
+
+COLUMNS: Final = """
+o.seq, o.position,
+CASE WHEN o.position IS NULL THEN o.topic ELSE %(prefix)s::text || '.' || split_part(e.stream, '-', 1) END,
+CASE WHEN o.position IS NULL THEN o.key ELSE e.stream END,
+CASE WHEN o.position IS NULL THEN o.payload ELSE e.data END,
+e.version, e.type, e.id::text, e.at,
+CASE WHEN o.position IS NULL THEN o.headers ELSE e.meta END
+"""
+"""The columns of an :class:`OutboxRow`, of a row ``o`` of the outbox and its event ``e``, if it has one. To be read in
+binary form, after :func:`read_as_sent`."""
+
+EMPTY: Final = b"\1{}"
+"""An empty object as PostgreSQL sends it: a jsonb's binary form begins with its version."""
+
+
+class OutboxRow(NamedTuple):
+    """An event that waits or, without a position, a plain message; see :class:`~outbox.broker.protocol.Outgoing`."""
+
+    seq: int
+    position: int | None
+    topic: str
+    key: str
+    value: bytes | None
+    version: int = 0
+    type: str = ""
+    id: str = ""
+    at_us: int = 0
+    """Microseconds since 2000-01-01 UTC."""
+    json: bytes | None = None
+    """The event's meta or the plain message's headers, as PostgreSQL sends a jsonb."""
+
+    @property
+    def headers(self) -> Headers:
+        """Made anew whenever they are asked for."""
+        _, position, _, _, _, version, type_, id_, at_us, json = self
+        if position is None:
+            return plain_headers(orjson.loads(json[1:])) if json else []
+        meta = None if json == EMPTY or json is None else orjson.loads(json[1:])
+        return event_headers(id_, type_, version, position, at_us, meta)
+
+
+outbox_row = partial(tuple.__new__, OutboxRow)
+"""The row of a sequence of its columns. (``OutboxRow._make`` counts them, which takes as long as all the rest.)"""
+
+
+def outbox_rows(cursor: Any) -> Any:
+    """psycopg's row factory of them."""
+    del cursor
+    return outbox_row
+
+
+def read_as_sent(context: AdaptContext) -> None:
+    """Have a connection or cursor read :data:`COLUMNS` as an :class:`OutboxRow` wants them."""
+    context.adapters.register_loader("jsonb", ByteaBinaryLoader)
+    context.adapters.register_loader("timestamptz", Int8BinaryLoader)
+
+
+def ids_of(rows: Sequence[OutboxRow]) -> list[str]:
+    """The ids of the events among them."""
+    return [row.id for row in rows if row.position is not None]
