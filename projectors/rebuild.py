@@ -43,6 +43,8 @@ log = logger("outbox.rebuild")
 
 LOAD_BATCH: Final = 1_000
 """Changes in one write of the load: two are under way at most, so memory stays flat."""
+FIRST_BATCH: Final = 250
+"""In the first one, for which the store waits; each is twice the one before."""
 
 CATCH_UP_S: Final = 600.0
 CLOSE_S: Final = 1.0
@@ -263,7 +265,7 @@ class _Load:
         """Returns the streams and records loaded."""
         batch: list[Change] = []
         writing: Future[None] | None = None
-        stream, after = "", self._generation.progress or ""
+        stream, after, most = "", self._generation.progress or "", min(FIRST_BATCH, LOAD_BATCH)
         ledger.unpark_behind(self._connection, self._plan.name, self._generation.name, after)
         with connected(self._stations.dsn) as reading, ThreadPoolExecutor(1, "load") as writer:
             for modelled in model(reading, self._plan, self._stations.registry, after_stream=after):
@@ -274,8 +276,9 @@ class _Load:
                 if modelled.failure is not None:
                     self._park(modelled.failure)
                 batch += modelled.changes()
-                if len(batch) >= LOAD_BATCH:
+                if len(batch) >= most:
                     writing, batch = self._next(writer, writing, batch, stream), []
+                    most = min(2 * most, LOAD_BATCH)
             if stream:
                 self._next(writer, writing, batch, stream).result()
         return self._streams, self._records
@@ -377,7 +380,7 @@ class _CatchingUp:
             self._done += done
         if (left <= 0 or session.lag() == 0) and time.monotonic() - began < CLOSE_S:
             self._close.set()
-        if self._behind == 0:
+        if self._behind == 0 and not self._ended.wait(LOOK_S):
             self._done += session.step()
 
 

@@ -113,6 +113,7 @@ class Session:
         self._horizon.open(self._registry, self._pipeline.apply, self._parked, stop)
         self._assigned: frozenset[TopicPartition] = frozenset()
         self._batch: Batch | None = None
+        self._window = stations.resilience.batch
         self._writer = stack.enter_context(ThreadPoolExecutor(1, "outbox-write"))
 
     def step(self) -> int:
@@ -186,11 +187,20 @@ class Session:
         return self._horizon.starts(partition, at)
 
     def _poll(self, timeout_s: float) -> Sequence[Delivery]:
-        deliveries = self._consumer.poll(self._stations.resilience.messages, timeout_s)
+        deliveries = self._consumer.poll(self._window, timeout_s)
+        self._open_window(len(deliveries))
         self._notice_assignment()
         if deliveries:
             self._horizon.check(deliveries)
         return deliveries
+
+    def _open_window(self, taken: int) -> None:
+        """Take more at once the longer the backlog lasts; begin small, since the store waits for the first fold."""
+        resilience = self._stations.resilience
+        if taken == self._window:
+            self._window = min(2 * self._window, resilience.messages)
+        elif not taken:
+            self._window = resilience.batch
 
     def _look_ahead(self, batch: Batch) -> Sequence[Delivery]:
         """The batch after the one in hand, if that is large enough to tell of a backlog and there is one.

@@ -101,6 +101,23 @@ def test_a_batch_is_folded_on_the_states_that_the_one_in_hand_comes_to(stage: St
     assert_equal_to_model(stage)
 
 
+def test_a_session_takes_more_at_once_the_longer_a_backlog_lasts(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    with stepping(stage) as session:
+        poll = session._consumer.poll
+        monkeypatch.setattr(
+            session._consumer, "poll", lambda messages, timeout_s: asked.append(messages) or poll(messages, timeout_s)
+        )
+        session.step()
+        publish(stage, 5)
+        drain(session)
+        session.step()
+        session.step()
+    assert asked[0] == asked[-1] == TAKEN // 2, "the store waits for the first fold of a backlog"
+    assert max(asked) == TAKEN
+    assert_equal_to_model(stage)
+
+
 def test_a_stream_that_fails_in_the_batch_in_hand_does_not_go_on_in_the_next(stage: Stage, ahead: list[Ready]) -> None:
     with stepping(stage) as session:
         for number in range(12):
