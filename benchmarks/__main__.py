@@ -3,57 +3,75 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
+
+import psutil
 
 from benchmarks import pictures, results
 from benchmarks.machine import spoken
 from benchmarks.measuring import say
 from benchmarks.running import COLUMNS, cells, unwind_on_sigterm
+from deploy.local import process
+from deploy.local.resolve import resolve
 
-NAMES: Final = (
-    "append",
-    "bulk",
-    "transaction",
-    "startup",
-    "relay",
-    "delivery",
-    "debezium",
-    "peer_append",
-    "peer_relays",
-    "projector",
-    "rebuild",
-    "rebuild_growth",
-    "search",
-    "latency",
-    "freshness",
-    "keeping_up",
-    "chain",
-    "verify",
-    "capture",
-    "idle",
-    "outbox_size",
-    "growth",
-)
-"""The modules, in the order in which they run."""
+_LOG: Final = ("postgres",)
+_RELAY: Final = ("postgres", "kafka")
+_STORES: Final = ("postgres", "chroma", "neo4j", "elasticsearch")
+_ALL: Final = (*_STORES, "kafka")
+BENCHMARKS: Final[Mapping[str, Sequence[str]]] = {
+    "append": _LOG,
+    "bulk": _LOG,
+    "transaction": _LOG,
+    "startup": _LOG,
+    "relay": _RELAY,
+    "delivery": _RELAY,
+    "debezium": _RELAY,
+    "peer_append": _LOG,
+    "peer_relays": _RELAY,
+    "latency": _RELAY,
+    "projector": _STORES,
+    "rebuild": _STORES,
+    "rebuild_growth": _LOG,
+    "search": _STORES,
+    "freshness": _ALL,
+    "keeping_up": ("postgres", "kafka", "elasticsearch"),
+    "chain": _ALL,
+    "verify": _STORES,
+    "capture": _LOG,
+    "idle": _LOG,
+    "outbox_size": _RELAY,
+    "growth": _RELAY,
+}
+"""The modules, in the order in which they run, and the servers that each is to find. They are started once, when the
+first asks for them: by itself each would wait half a minute for its own, which then have yet to warm up."""
 
-TIMEOUT_S: Final = 900
+TIMEOUT_S: Final = 600
 """For one of them; all together are to take less than half an hour."""
+UNWIND_S: Final = 30.0
+"""For one that is told to end; it has processes of its own to end."""
 
 
 def main() -> int:
     """Run them; the exit code is 1 if one failed. A missed target is a result, not a failure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(NAMES), metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("names", nargs="*", default=list(BENCHMARKS), metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--quick", action="store_true", help="tiny sizes: proves that they run; nothing is written")
     parser.add_argument("--results", type=Path, help="the folder to write to, in any case")
     given = parser.parse_args()
     unwind_on_sigterm()
     passed_on = [*(["--quick"] if given.quick else []), *(["--results", str(given.results)] if given.results else [])]
-    failed = [name for name in given.names if not succeeded(name, passed_on)]
+    began = time.monotonic()
+    with ExitStack() as servers:
+        failed = [name for name in given.names if not succeeded(name, passed_on, servers)]
+    say(f"all took {time.monotonic() - began:.0f} s")
     if given.results or not given.quick:
         page(given.results or results.FOLDER)
         pictures.draw(given.results or results.FOLDER, given.results or pictures.FOLDER)
@@ -62,18 +80,24 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def succeeded(name: str, arguments: list[str]) -> bool:
-    """Run one in a process of its own, so that none finds what another has left in memory."""
+def succeeded(name: str, arguments: Sequence[str], servers: ExitStack) -> bool:
+    """Run one in a process of its own, so that none finds what another has left in memory.
+
+    The servers that it needs and that are not there yet are started; they go when ``servers`` closes.
+    """
+    found = servers.enter_context(resolve(BENCHMARKS.get(name, ())))
+    os.environ.update(found.addresses)
     began = time.monotonic()
-    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
-    with subprocess.Popen(command) as running:
-        try:
-            code = running.wait(TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            say(f"{name} is stopped after {TIMEOUT_S} s")
-            return False
-        finally:
-            running.terminate()  # not killed: it has servers and processes of its own to end
+    running = subprocess.Popen([sys.executable, "-m", f"benchmarks.{name}", *arguments])
+    pid = process.Pid(running.pid, psutil.Process(running.pid).create_time())
+    try:
+        code = running.wait(TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        say(f"{name} is stopped after {TIMEOUT_S} s")
+        return False
+    finally:
+        if running.poll() is None:
+            process.stop(pid, signal.SIGTERM, UNWIND_S)
     say(f"{name} took {time.monotonic() - began:.0f} s")
     return code == 0
 
