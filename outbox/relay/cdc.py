@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -26,7 +27,6 @@ from outbox.relay import slot as slots
 from outbox.relay.cdc_rows import Assembly, Committed
 from outbox.relay.cursor import Cursor, Snapshot
 from outbox.relay.lease import Lease
-from outbox.relay.pgoutput_decoder import Decoder
 from outbox.relay.poll import Page, PollEngine
 from outbox.relay.replication import NewSlot, Replication, lsn_number, lsn_text
 from outbox.relay.rows import OutboxRow
@@ -89,7 +89,7 @@ class CdcEngine:
         self._connection, self._lease = connection, lease
         self._poll = PollEngine(connection, settings.prefix)
         self._replication = Replication(dsn, connection)
-        self._assembly, self._decoder = Assembly(settings.prefix), Decoder()
+        self._assembly = Assembly(settings.prefix)
         self._watch = slots.Watch(connection, settings.slot_wal_warn_bytes)
         self._slot: str | None = None
         """The slot that is streamed from, or being made."""
@@ -246,7 +246,7 @@ class CdcEngine:
     def _gather(self, cursor: Cursor, limit: int) -> _Batch:
         """Whole transactions, until there are ``limit`` rows or nothing more has come."""
         batch, taken_bytes = _Batch(cursor.lsn), 0
-        decode, feed, receive = self._decoder.decode, self._assembly.feed, self._replication.receive
+        take, receive, seen = self._assembly.take, self._replication.receive, cursor.a.sight()
         for _ in range(MESSAGES_A_READ):
             if len(batch.rows) >= limit or taken_bytes >= PAGE_BYTES or self._whole is not None:
                 break
@@ -257,22 +257,22 @@ class CdcEngine:
                 batch.lsn = max(batch.lsn, self._replication.reached)
                 return batch
             taken_bytes += len(message)
-            committed = feed(decode(message), len(message))
+            committed = take(message)
             if committed is not None:
-                self._take(batch, committed, cursor)
+                self._take(batch, committed, cursor, seen)
         self._more = True
         return batch
 
-    def _take(self, batch: _Batch, committed: Committed, cursor: Cursor) -> None:
-        xid, rows = committed.xid, committed.rows
-        if xid is None or cursor.a.sees(xid):
-            batch.lsn = committed.lsn
+    def _take(self, batch: _Batch, committed: Committed, cursor: Cursor, seen: Callable[[int], bool]) -> None:
+        lsn, xid, rows = committed
+        if xid is None or seen(xid):
+            batch.lsn = lsn
         elif rows is None:
             self._whole = committed
         else:
             batch.rows += [row for row in rows if row.seq > cursor.last] if xid == cursor.part else rows
             batch.xids.append(xid)
-            batch.lsn = committed.lsn
+            batch.lsn = lsn
 
     def _read_whole(self, whole: Committed, cursor: Cursor, limit: int) -> Page:
         """A page of a transaction too large to be held: a window of the poll engine's that holds nothing else."""
@@ -304,7 +304,7 @@ class CdcEngine:
     def _visible(self, xids: list[int]) -> bool:
         """Whether other sessions see these transactions. The same look makes a mark, if none is waited for."""
         mark = self._look_round()
-        if not all(mark.seen.sees(xid) for xid in xids):
+        if not all(map(mark.seen.sight(), xids)):
             return False
         self._unmarked = self._mark is not None
         self._mark = self._mark or mark

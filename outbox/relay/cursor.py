@@ -11,7 +11,7 @@ So *a* means the same under both engines, and either goes on where the other sto
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -55,7 +55,12 @@ class Snapshot:
 
     def sees(self, xid: int) -> bool:
         """As ``pg_visible_in_snapshot``."""
-        return xid < self.xmin or (xid < self.xmax and str(xid) not in self.in_progress)
+        return self.sight()(xid)
+
+    def sight(self) -> Callable[[int], bool]:
+        """:meth:`sees`, to be asked of many."""
+        xmin, (waiting, xmax) = self.xmin, self._waiting()
+        return lambda xid: xid < xmin or (xid < xmax and xid not in waiting)
 
     def union(self, other: Snapshot) -> Snapshot:
         """What sees all that either one sees."""

@@ -94,14 +94,15 @@ def test_a_large_transaction_published_in_part_goes_on_if_the_next_release_holds
 def test_what_is_held_in_memory_is_bounded_by_rows_and_by_bytes(dsn, producer, recorder, monkeypatch):
     with leading(dsn, recorder, CDC) as leader:
         assembly, rows, events_bytes = streaming(leader)._engine.engine._assembly, [], []
-        insert = assembly._insert
+        take = assembly.take
 
-        def watched(*arguments):
-            insert(*arguments)
+        def watched(message):
+            committed = take(message)
             rows.append(len(assembly._rows))
             events_bytes.append(sum(len(e[5]) for e in assembly._events.values()))
+            return committed
 
-        assembly._insert = watched
+        assembly.take = watched
         monkeypatch.setattr("outbox.relay.cdc_rows.HELD_ROWS", 100)
         append(producer, "order-1", [event() for _ in range(1_000)])
         published(leader, recorder, 1_000)
