@@ -107,7 +107,8 @@ class Neo4jReader:
         if limit < 1:
             return []
         wanted = {"name": name, "indexed": name[:NAME_LENGTH_MAX], "limit": min(limit, ROWS_MAX)}
-        return [_hit(**row) for row in self._read(generation, _FOUND, **wanted)][:limit]
+        hits = [_hit(**row) for row in self._read(generation, _FOUND, **wanted)]
+        return sorted(hits, key=lambda hit: -hit.score)[:limit]  # no order of the parts of a UNION ALL is promised
 
     def _read(self, generation: str, statement: str, **parameters: Any) -> list[dict[str, Any]]:
         """The answer's rows. Whatever fails here is the store's failing, not a record's.

@@ -24,9 +24,8 @@ and ``retry_s`` (10, for deadlocks and the like). Needs Neo4j 5.26 or newer; Com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from math import ceil
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
@@ -38,8 +37,9 @@ from projectors.record import Change, Stored, digest, newest
 from projectors.sinks.neo4j_form import Row, labels_of, rebuilt, row_of, same
 from projectors.sinks.neo4j_session import Connection, cypher, label_of, parse
 
-ROWS_MAX: Final = 1_000
-"""Nodes written in one transaction: more gain no speed and hold locks longer."""
+ROWS_MAX: Final = 2_000
+"""Nodes written in one transaction: as many as a projector hands over at once. Each commit waits for the disk, and an
+end in the same transaction needs no stub; more would only hold locks longer."""
 EDGES_MAX: Final = 10_000
 """Edges written in one transaction, if no single node owns more."""
 PAGE_COUNT: Final = 250
@@ -58,7 +58,6 @@ _MARK: Final = """
 MERGE (g:OutboxGeneration {label: $label})
 ON CREATE SET g.projection = $projection, g.generation = $generation, g.serving = false
 """
-_MARKED: Final = "MATCH (g:OutboxGeneration {label: $label}) RETURN g.label AS label"
 _SWITCH: Final = """
 MATCH (:OutboxGeneration {label: $label})
 MATCH (g:OutboxGeneration {projection: $projection})
@@ -73,32 +72,41 @@ _DROP: Final = (
 )
 # Answers come as one list: a message a row costs the driver more than the rest of the transaction.
 _SEEN: Final = """
-UNWIND $keys AS key MATCH (n:LABEL {_key: key}) WHERE n._version IS NOT NULL
-RETURN collect([key, n._version, coalesce(n._edges, -1), n._kind]) AS found
+MATCH (g:OutboxGeneration {label: $label})
+OPTIONAL MATCH (n:LABEL) WHERE n._key IN $keys
+RETURN g.label, collect([n._key, coalesce(n._version, 0), coalesce(n._edges, -1), n._kind]) AS found
 """
 _OWNED: Final = """
 UNWIND $keys AS key MATCH (n:LABEL {_key: key})-[r]->(m:LABEL)
-RETURN collect([key, elementId(r), type(r), m._key, properties(r)]) AS found
+RETURN collect([key, elementId(r), type(r), m._key, properties(r)]) AS owned
 """
-# Rows are lists, [key] of a stub or [key, seen version, seen edges, labels, properties], and so are edges,
-# [kind, target, properties]: maps would send every name with every row, and packing is half of what a write costs.
-# Removing a property that is not there writes nothing, but takes the node's write lock before anything is read.
+# Rows and edges are lists: maps would send every name with every row, and packing is half of what a write costs.
+# Removing a property that is not there, or setting it to null, writes nothing, but takes the node's write lock before
+# anything is read.
+_MAKE: Final = """
+UNWIND $rows AS row
+MERGE (n:LABEL {_key: row[0]})
+ON CREATE SET n:Outbox, n:$(coalesce(row[1], [])), n = coalesce(row[2], {_key: row[0], _live: false})
+ON MATCH SET n._lock = row[3]
+WITH collect(n) AS nodes, collect(CASE WHEN n._lock THEN n._key END) AS found
+CALL (nodes) {
+    UNWIND $edges AS edge
+    WITH nodes[edge[0]] AS a, nodes[edge[1]] AS b, edge
+    CREATE (a)-[r:$(edge[2])]->(b) SET r = edge[3]
+}
+RETURN found
+"""
 _WRITE: Final = """
 UNWIND $rows AS row
-MERGE (n:LABEL {_key: row[0]}) ON CREATE SET n:Outbox, n._live = false
+MATCH (n:LABEL {_key: row[0]})
 REMOVE n._lock
-WITH n, row WHERE size(row) > 1 AND coalesce(n._version, 0) = row[1] AND coalesce(n._edges, -1) = row[2]
+WITH n, row WHERE coalesce(n._version, 0) = row[1] AND coalesce(n._edges, -1) = row[2]
 SET n = row[4], n:$(row[3])
 RETURN count(*) AS written
 """
 _UNLABEL: Final = "UNWIND $rows AS row MATCH (n:LABEL {_key: row.key}) REMOVE n:$(row.labels)"
 _CUT: Final = "UNWIND $ids AS id MATCH ()-[r]->() WHERE elementId(r) = id DELETE r"
 _CHANGE: Final = "UNWIND $edges AS edge MATCH ()-[r]->() WHERE elementId(r) = edge[0] SET r = edge[1]"
-_JOIN: Final = """
-UNWIND $rows AS row MATCH (a:LABEL {_key: row[0]})
-UNWIND row[1] AS edge MATCH (b:LABEL {_key: edge[1]})
-CREATE (a)-[r:$(edge[0])]->(b) SET r = edge[2]
-"""
 _PAGE: Final = """
 MATCH (n:LABEL) WHERE n._key >= $after WITH n ORDER BY n._key LIMIT $limit
 RETURN n._key AS key, CASE WHEN n._live THEN properties(n) END AS properties, COLLECT {
@@ -136,12 +144,16 @@ class Neo4jSink:
         self._projection = projection
 
     def prepare(self, generation: str) -> None:
-        """Make the generation's constraint, name index and mark, and wait for the index."""
+        """Make the generation's constraint, name index and mark, and wait for the index.
+
+        For this one alone: to wait for all of them fails if another generation is made or dropped meanwhile.
+        """
         label = label_of(self._projection, generation)
         with self._connection.session(f"prepare {label}") as session:
             for statement in _PREPARE:
                 session.run(cypher(statement, label)).consume()
-            session.run("CALL db.awaitIndexes($seconds)", seconds=ceil(self._connection.settings.timeout_s)).consume()
+            waiting = {"name": f"{label}: name", "seconds": ceil(self._connection.settings.timeout_s)}
+            session.run("CALL db.awaitIndex($name, $seconds)", waiting).consume()
             session.run(_MARK, label=label, projection=self._projection, generation=generation).consume()
 
     def apply(self, generation: str, changes: Sequence[Change]) -> None:
@@ -239,31 +251,28 @@ def _write(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row]) -> No
 
     1. Read versions and hashes of edges, without locks, and leave out what is overtaken: versions only rise, so it
        stays so.
-    2. Lock the nodes, and the ends of the edges of those that are new, in the order of their keys (so that
-       concurrent batches mostly wait for each other instead of deadlocking), making missing ones as stubs.
-       Write each node if its version and hash are still those read in 1; if one is not, roll back and start again.
-    3. Read the edges owned so far by nodes that get others, or are repaired. This must come after the locks:
+    2. Make the nodes that are not there and, with their edges, those ends that are not. What is there is locked, in
+       the order of all their keys, so that concurrent batches mostly wait for each other instead of deadlocking.
+    3. Lock and write the nodes that are there, each if its version and hash are still those read in 1; if one is not,
+       roll back and start again. What somebody else has made since 1 is there as well.
+    4. Read the edges owned so far by nodes that get others, or are repaired. This must come after the locks:
        without them, Neo4j shows a commit of someone else in parts, the new version already and the old edges still.
-    4. Lock the ends of the edges that came or went, then cut, change and join.
+    5. Lock the ends of the edges that came or went, then join, cut and change.
     """
-    if not list(tx.run(_MARKED, label=label)):
-        raise StoreUnavailable(f"neo4j: generation {label} has not been prepared")
-    seen = {key: _Seen(*rest) for key, *rest in _list(tx, cypher(_SEEN, label), [row.key for row in batch])}
-    batch = [row for row in batch if row.beats > seen.get(row.key, _NEW).version]
+    seen = _seen(tx, label, batch)
+    batch = [row for row in batch if row.beats > seen.get(row.key, _STUB).version]
+    new = [row for row in batch if not seen.get(row.key, _STUB).version]
+    if new:
+        made = {row.key: [row.key, labels_of(row.kind), row.properties, True] for row in new if row.key not in seen}
+        others = [row.key for row in batch if row.key in seen]
+        found = _make(tx, label, made, others, [(row.key, *edge, row.edges[edge]) for row in new for edge in row.edges])
+        batch = [row for row in batch if row.key in found or row.key not in made]
     if not batch:
         return
     _write_nodes(tx, label, batch, seen)
-    batch = [row for row in batch if row.repairs or seen.get(row.key, _NEW).edges != row.edges_hash]
-    edges = _difference(tx, label, batch, [row.key for row in batch if row.key in seen])
-    _each(tx, cypher(_WRITE, label), "rows", [[key] for key in sorted(edges.ends)])
-    _each(tx, _CUT, "ids", edges.stale)
-    _each(tx, _CHANGE, "edges", edges.changed)
-    _each(tx, cypher(_JOIN, label), "rows", [[key, joins] for key, joins in edges.missing.items() if joins])
-
-
-def _list(tx: neo4j.ManagedTransaction, statement: str, keys: Sequence[str]) -> list[Any]:
-    found: list[Any] = tx.run(statement, keys=keys).single(strict=True)["found"]
-    return found
+    owners = [row for row in batch if (was := seen.get(row.key, _STUB)).version and row.differs(was.edges)]
+    if owners:
+        _write_edges(tx, label, owners)
 
 
 class _Seen(NamedTuple):
@@ -271,56 +280,69 @@ class _Seen(NamedTuple):
 
     version: int
     edges: int
-    """Their hash; -1, which no edges have, of a node without one: new, or written before there were hashes."""
+    """Their hash; -1, which no edges have, of a node without one: a stub, or written before there were hashes."""
     kind: str | None
 
 
-_NEW: Final = _Seen(0, -1, None)
+_STUB: Final = _Seen(0, -1, None)
+
+
+def _seen(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row]) -> Mapping[str, _Seen]:
+    found = tx.run(cypher(_SEEN, label), label=label, keys=[row.key for row in batch]).single()
+    if found is None:
+        raise StoreUnavailable(f"neo4j: generation {label} has not been prepared")
+    return {key: _Seen(*rest) for key, *rest in found["found"]}
+
+
+def _make(
+    tx: neo4j.ManagedTransaction,
+    label: str,
+    made: Mapping[str, list[Any]],
+    others: Iterable[str],
+    edges: Sequence[tuple[str, str, str, Mapping[str, Any]]],
+) -> Container[str]:
+    """Make nodes, lock others, which become stubs if they are not there, and make edges: owner, kind, target and
+    properties. Gives the keys of those of ``made`` that were there: they are only locked."""
+    rows: dict[str, list[Any]] = {key: [key] for key in others}
+    rows.update((target, [target]) for _, _, target, _ in edges)
+    rows.update(made)
+    keys = sorted(rows)
+    at = {key: n for n, key in enumerate(keys)}
+    joins = [[at[owner], at[target], kind, properties] for owner, kind, target, properties in edges]
+    found = tx.run(cypher(_MAKE, label), rows=[rows[key] for key in keys], edges=joins).single(strict=True)
+    return frozenset(found["found"])
 
 
 def _write_nodes(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row], seen: Mapping[str, _Seen]) -> None:
-    rows: dict[str, list[Any]] = {end: [end] for row in batch if row.key not in seen for _, end in row.edges}
-    former = []
+    rows, former = [], []
     for row in batch:
-        version, edges, kind = seen.get(row.key, _NEW)
-        rows[row.key] = [row.key, version, edges, labels_of(row.kind), row.properties]
+        version, edges, kind = seen.get(row.key, _STUB)
+        rows.append([row.key, version, edges, labels_of(row.kind), row.properties])
         if kind != row.kind and labels_of(kind):
             former.append({"key": row.key, "labels": labels_of(kind)})
-    written = tx.run(cypher(_WRITE, label), rows=[rows[key] for key in sorted(rows)]).single(strict=True)["written"]
+    written = tx.run(cypher(_WRITE, label), rows=rows).single(strict=True)["written"]
     if written != len(batch):
         raise _OvertakenError
     _each(tx, cypher(_UNLABEL, label), "rows", former)
 
 
-@dataclass(frozen=True, slots=True)
-class _Edges:
-    """What to do so that a batch's nodes own the edges they state."""
-
-    stale: list[str] = field(default_factory=list)
-    """Ids of the edges to cut."""
-    changed: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
-    """Ids of the edges that get other properties, and those."""
-    missing: dict[str, list[tuple[str, str, Mapping[str, Any]]]] = field(default_factory=dict)
-    """Kind, target and properties of the edges to create, by their owner."""
-    ends: set[str] = field(default_factory=set)
-    """Keys of the targets of edges that come or go and have not been locked."""
-
-
-def _difference(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row], owners: Sequence[str]) -> _Edges:
-    """Compare the edges stated by the batch with those that ``owners``, its nodes that are not new, own."""
-    stated = {row.key: dict(row.edges) for row in batch}
-    edges = _Edges()
-    for key, id_, kind, target, held in _list(tx, cypher(_OWNED, label), owners) if owners else ():
+def _write_edges(tx: neo4j.ManagedTransaction, label: str, owners: Sequence[Row]) -> None:
+    """Compare the edges stated by nodes that were there with those that they own, and make them equal."""
+    stated = {row.key: dict(row.edges) for row in owners}
+    owned = tx.run(cypher(_OWNED, label), keys=[row.key for row in owners]).single(strict=True)["owned"]
+    stale, changed, ends = [], [], []
+    for key, id_, kind, target, held in owned:
         properties = stated[key].pop((kind, target), None)
         if properties is None:
-            edges.stale.append(id_)
-            edges.ends.add(target)
+            stale.append(id_)
+            ends.append(target)
         elif not same(properties, held):
-            edges.changed.append((id_, properties))
-    edges.ends.update(target for owner in owners for _, target in stated[owner])
-    for key, missing in stated.items():
-        edges.missing[key] = [(kind, target, properties) for (kind, target), properties in missing.items()]
-    return edges
+            changed.append((id_, properties))
+    missing = [(key, *edge, properties) for key, edges in stated.items() for edge, properties in edges.items()]
+    if missing or ends:
+        _make(tx, label, {}, [*ends, *(key for key, *_ in missing)], missing)
+    _each(tx, _CUT, "ids", stale)
+    _each(tx, _CHANGE, "edges", changed)
 
 
 def _each(tx: neo4j.ManagedTransaction, statement: str, name: str, items: Sequence[Any]) -> None:

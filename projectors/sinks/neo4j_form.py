@@ -6,9 +6,8 @@ Names that start with ``_`` are the sink's (see :mod:`projectors.sinks.neo4j`); 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -20,8 +19,7 @@ NAME_LENGTH_MAX: Final = 1_000
 _INT64: Final = range(-(2**63), 2**63)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One change as Neo4j takes it."""
 
     key: str
@@ -34,17 +32,22 @@ class Row:
     """Of the edges; 0 for none."""
     repairs: bool
 
+    def differs(self, edges_hash: int) -> bool:
+        """Whether a node whose edges have this hash may own others than these. A repair does not believe it."""
+        return self.repairs or self.edges_hash != edges_hash
+
 
 def row_of(change: Change) -> Row:
     """The change as Neo4j takes it. Raises TypeError or ValueError for what no store could give back."""
-    own = {"_key": change.key, "_stream": change.stream, "_version": change.version}
+    own: dict[str, Any] = {"_key": change.key, "_stream": change.stream, "_version": change.version}
     match change.record:
         case None:
             return Row(change.key, change.beats, None, {**own, "_live": False, "_edges": 0}, {}, 0, change.repair)
         case Node() as node:
             mark = mark_of(change)  # refuses here, by name, what the driver would refuse for the whole batch
-            own |= {"_slice": mark.slice, "_mark": mark.mark} if mark else {}
-            own |= {"_live": True, "_kind": node.kind, "name": node.name[:NAME_LENGTH_MAX]}
+            if mark:
+                own["_slice"], own["_mark"] = mark.slice, mark.mark
+            own["_live"], own["_kind"], own["name"] = True, node.kind, node.name[:NAME_LENGTH_MAX]
             if len(node.name) > NAME_LENGTH_MAX:
                 own["_name"] = node.name
             edges = {(edge.kind, edge.target): _native(edge.properties) for edge in node.edges}
@@ -65,28 +68,32 @@ def _hash(edges: Mapping[tuple[str, str], Mapping[str, Any]]) -> int:
 
 def _native(properties: Properties, *reserved: str) -> dict[str, Any]:
     """Plain properties for users' queries; the rest, exactly as given, as JSON in ``_json``."""
-    plain = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in properties.items()
-        if _is_plain_name(name) and name not in reserved and _is_plain(value)
-    }
-    rest = {k: v for k, v in properties.items() if k not in plain}
-    return {**plain, "_json": orjson.dumps(rest, option=orjson.OPT_SORT_KEYS).decode()} if rest else plain
+    if not properties:
+        return {}
+    plain: dict[str, Any] = {}
+    rest: dict[str, Any] = {}
+    for name, value in properties.items():
+        if not name or name[0] == "_" or name in reserved or "\x00" in name:
+            rest[name] = value
+        elif _is_plain_scalar(value):
+            plain[name] = value
+        elif isinstance(value, list | tuple) and _is_plain_list(value):
+            plain[name] = list(value)
+        else:
+            rest[name] = value
+    if rest:
+        plain["_json"] = orjson.dumps(rest, option=orjson.OPT_SORT_KEYS).decode()
+    return plain
 
 
-def _is_plain_name(name: str) -> bool:
-    return bool(name) and not name.startswith("_") and "\x00" not in name
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether Neo4j gives this value back as it was: it turns [1, 2.5] into floats and [] into any list."""
-    if isinstance(value, list | tuple):
-        return bool(value) and len({type(item) for item in value}) == 1 and all(_is_plain_scalar(v) for v in value)
-    return _is_plain_scalar(value)
+def _is_plain_list(value: Sequence[Any]) -> bool:
+    """Whether Neo4j gives this list back as it was: it turns [1, 2.5] into floats and [] into any list."""
+    return bool(value) and len({type(item) for item in value}) == 1 and all(_is_plain_scalar(v) for v in value)
 
 
 def _is_plain_scalar(value: Any) -> bool:
-    return type(value) in (str, bool, float) or (type(value) is int and value in _INT64)
+    kind = type(value)
+    return kind is str or kind is float or kind is bool or (kind is int and value in _INT64)
 
 
 def _given(stored: Mapping[str, Any], *reserved: str) -> dict[str, Any]:

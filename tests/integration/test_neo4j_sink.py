@@ -19,6 +19,7 @@ from outbox.errors import RecordsRefused, SettingsError, StoreUnavailable
 from projectors.query.neo4j import open_reader
 from projectors.record import Change, Edge, Node, Stored, digest
 from projectors.sinks.neo4j import Neo4jSink, open_sink
+from projectors.sinks.neo4j_form import row_of
 from projectors.sinks.neo4j_session import cypher, label_of
 
 G = "g1"
@@ -145,6 +146,90 @@ def test_writers_at_once_leave_each_node_with_the_edges_of_its_last_version(
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(4)))
     assert held(sink) == {stored(change(key, 30)) for key in keys}
+
+
+def apply_behind(sink: Neo4jSink, projection: str, url: str, ours: Change, theirs: dict[str, Any]) -> None:
+    """Apply our change while somebody else's transaction, which commits then, has written the node."""
+    label = label_of(projection, G)
+    theirs_first = cypher("MERGE (n:LABEL {_key: $it._key}) SET n:Outbox SET n = $it", label)
+    blocked = "SHOW TRANSACTIONS YIELD status, currentQuery WHERE currentQuery CONTAINS $label RETURN status"
+    with (
+        neo4j.GraphDatabase.driver(url, notifications_min_severity="OFF") as driver,
+        driver.session() as writing,
+        driver.session() as watching,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        with writing.begin_transaction() as transaction:
+            transaction.run(theirs_first, it=theirs).consume()
+            applying = pool.submit(sink.apply, G, [ours])
+            while not any(str(row["status"]).startswith("Blocked") for row in watching.run(blocked, label=label)):
+                assert not applying.done()
+            transaction.commit()
+        applying.result()
+
+
+THEIRS = {
+    "a stub": None,
+    "older": put(Node("a", "Old", "theirs", {"p": 1}), 4),
+    "newer": put(Node("a", "K", "theirs", {"p": 1}), 6),
+    "a tombstone": Change("a", "n-a", 6, None),
+}
+
+
+@pytest.mark.parametrize("theirs", THEIRS.values(), ids=THEIRS)
+def test_a_node_that_somebody_makes_after_it_was_looked_for_is_written_under_the_guard(
+    sink: Neo4jSink, projection: str, settings: dict[str, Any], theirs: Change | None
+) -> None:
+    ours = put(Node("a", "K", "ours", {}, [Edge("E", "b"), Edge("E", "c")]), 5)
+    properties = dict(row_of(theirs).properties) if theirs else {"_key": "a", "_live": False}
+    apply_behind(sink, projection, settings["url"], ours, properties)
+    last = theirs if theirs and theirs.version > ours.version else ours
+    assert held(sink) == ({stored(last)} if last.record else set())
+
+
+@pytest.mark.parametrize("version", [4, 6], ids=["older", "newer"])
+def test_a_node_that_somebody_changes_after_it_was_looked_at_is_written_under_the_guard(
+    sink: Neo4jSink, projection: str, settings: dict[str, Any], version: int
+) -> None:
+    first, theirs, ours = (put(Node("a", "K", "A", {"v": v}, [Edge("E", "b")]), v) for v in (1, version, 5))
+    sink.apply(G, [first])
+    apply_behind(sink, projection, settings["url"], ours, dict(row_of(theirs).properties))
+    assert held(sink) == {stored(max(theirs, ours, key=lambda change: change.version))}
+
+
+def test_edges_that_come_to_a_node_that_was_there_join_it_to_new_and_old_ends(sink: Neo4jSink, ask: Any) -> None:
+    sink.apply(G, [put(Node("a", "K", "A")), put(Node("b", "K", "B")), put(Node("c", "K", "C"))])
+    later = [
+        put(Node("a", "K", "A", {}, [Edge("E", "b", {"n": 1}), Edge("F", "new"), Edge("E", "a")]), 2),
+        put(Node("new", "K", "N", {}, [Edge("E", "c"), Edge("E", "stub"), Edge("E", "new")])),
+    ]
+    sink.apply(G, later)
+    assert held(sink) >= {stored(change) for change in later}
+    assert ask("MATCH (n:LABEL) WHERE n._lock IS NOT NULL RETURN count(n)") == [[0]]
+    assert ask("MATCH (n:LABEL) WHERE NOT n:Outbox RETURN count(n)") == [[0]]
+
+
+def test_a_generation_is_made_while_others_come_and_go(
+    sink: Neo4jSink, projection: str, settings: dict[str, Any]
+) -> None:
+    """To wait for all indexes of the database fails where one of them is dropped."""
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        with open_sink(f"{projection}_other", settings) as other:
+            while not stop.is_set():
+                other.prepare(G)
+                other.drop(G)
+
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(come_and_go)
+        try:
+            for _ in range(20):
+                sink.prepare("g2")
+                sink.drop("g2")
+        finally:
+            stop.set()
+        coming.result()
 
 
 def test_one_generation_is_marked_as_serving(sink: Neo4jSink, projection: str, ask: Any) -> None:
