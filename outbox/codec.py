@@ -52,6 +52,8 @@ class _Reading:
     """None: as they were written, which is fastavro's fast path."""
     target: int
     """Version of the data that this reading gives."""
+    newest: bool
+    """Whether that is the type's newest one."""
 
 
 class Registry:
@@ -111,7 +113,7 @@ class Registry:
         if reading is None:
             raise self._unreadable(type, data)
         value = _read(type, reading, data)
-        return value if reading.target == len(self._types[type]) else self._carry(type, value, reading.target)
+        return value if reading.newest else self._carry(type, value, reading.target)
 
     def upcaster(self, type: str, from_version: int) -> Callable[[Upcaster], Upcaster]:  # noqa: A002
         """Register a function (or decorate one) that carries data of ``from_version`` to the next version.
@@ -144,7 +146,8 @@ class Registry:
         versions = self._types[writer.type]
         steps = self._upcasters[writer.type]
         target = next((n for n in range(writer.version, len(versions)) if n in steps), len(versions))
-        return _Reading(writer, None if target == writer.version else versions[target - 1], target)
+        reader = None if target == writer.version else versions[target - 1]
+        return _Reading(writer, reader, target, target == len(versions))
 
     def _carry(self, name: str, value: dict[str, Any], version: int) -> dict[str, Any]:
         """Data of ``version`` brought to the newest one, and checked against it."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from projectors.record import Change, digest
 
@@ -28,8 +28,7 @@ UNMARKED: Final = -1
 """In place of a slice: records without a mark, written before there were marks or by somebody else."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(NamedTuple):
     """What a sink writes beside a live record."""
 
     slice: int

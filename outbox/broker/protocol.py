@@ -9,7 +9,7 @@ against all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 
@@ -51,8 +51,7 @@ class Outgoing(Protocol):
         """To be asked for once, and kept no longer than it takes to send them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """One message as a consumer gets it."""
 
     topic: str
@@ -60,7 +59,7 @@ class Delivery:
     offset: int
     key: str
     value: bytes | None
-    headers: Mapping[str, bytes] = field(default_factory=dict)
+    headers: Mapping[str, bytes] = MappingProxyType({})
 
 
 Places = Mapping[TopicPartition, int]

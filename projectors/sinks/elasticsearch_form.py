@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -44,8 +43,7 @@ def document_id(key: str) -> str:
     return key if 0 < len(data) <= ID_BYTES_MAX else "blake2b:" + hashlib.blake2b(data, digest_size=32).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One change as two lines of a bulk request; it applies where the stored version is below ``beats``."""
 
     key: str
@@ -62,9 +60,9 @@ class Item:
     def unless_changed(self, doc: Mapping[str, Any]) -> Item:
         """The same change, written only if the document still is what ``doc``, an answer of ``mget``, says."""
         if not doc["found"]:
-            return replace(self, action=orjson.dumps({"create": {"_id": self.id}}))
+            return self._replace(action=orjson.dumps({"create": {"_id": self.id}}))
         still = {"if_seq_no": doc["_seq_no"], "if_primary_term": doc["_primary_term"]}
-        return replace(self, action=orjson.dumps({"index": {"_id": self.id, **still}}))
+        return self._replace(action=orjson.dumps({"index": {"_id": self.id, **still}}))
 
 
 def item_of(change: Change, refused: dict[str, str]) -> Item | None:
