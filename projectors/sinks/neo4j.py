@@ -71,42 +71,44 @@ _DROP: Final = (
     "DROP CONSTRAINT LABEL IF EXISTS",
 )
 # Answers come as one list: a message a row costs the driver more than the rest of the transaction.
+# What is given comes as a list of lists: with a list by itself Neo4j plans a statement anew (20 to 50 ms) for every
+# power of ten of its length.
 _SEEN: Final = """
 MATCH (g:OutboxGeneration {label: $label})
-OPTIONAL MATCH (n:LABEL) WHERE n._key IN $keys
+OPTIONAL MATCH (n:LABEL) WHERE n._key IN $given[0]
 RETURN g.label, collect([n._key, coalesce(n._version, 0), coalesce(n._edges, -1), n._kind]) AS found
 """
 _OWNED: Final = """
-UNWIND $keys AS key MATCH (n:LABEL {_key: key})-[r]->(m:LABEL)
+UNWIND $given[0] AS key MATCH (n:LABEL {_key: key})-[r]->(m:LABEL)
 RETURN collect([key, elementId(r), type(r), m._key, properties(r)]) AS owned
 """
 # Rows and edges are lists: maps would send every name with every row, and packing is half of what a write costs.
 # Removing a property that is not there, or setting it to null, writes nothing, but takes the node's write lock before
 # anything is read.
 _MAKE: Final = """
-UNWIND $rows AS row
+UNWIND $given[0] AS row
 MERGE (n:LABEL {_key: row[0]})
 ON CREATE SET n:Outbox, n:$(coalesce(row[1], [])), n = coalesce(row[2], {_key: row[0], _live: false})
 ON MATCH SET n._lock = row[3]
 WITH collect(n) AS nodes, collect(CASE WHEN n._lock THEN n._key END) AS found
 CALL (nodes) {
-    UNWIND $edges AS edge
+    UNWIND $given[1] AS edge
     WITH nodes[edge[0]] AS a, nodes[edge[1]] AS b, edge
     CREATE (a)-[r:$(edge[2])]->(b) SET r = edge[3]
 }
 RETURN found
 """
 _WRITE: Final = """
-UNWIND $rows AS row
+UNWIND $given[0] AS row
 MATCH (n:LABEL {_key: row[0]})
 REMOVE n._lock
 WITH n, row WHERE coalesce(n._version, 0) = row[1] AND coalesce(n._edges, -1) = row[2]
 SET n = row[4], n:$(row[3])
 RETURN count(*) AS written
 """
-_UNLABEL: Final = "UNWIND $rows AS row MATCH (n:LABEL {_key: row.key}) REMOVE n:$(row.labels)"
-_CUT: Final = "UNWIND $ids AS id MATCH ()-[r]->() WHERE elementId(r) = id DELETE r"
-_CHANGE: Final = "UNWIND $edges AS edge MATCH ()-[r]->() WHERE elementId(r) = edge[0] SET r = edge[1]"
+_UNLABEL: Final = "UNWIND $given[0] AS row MATCH (n:LABEL {_key: row.key}) REMOVE n:$(row.labels)"
+_CUT: Final = "UNWIND $given[0] AS id MATCH ()-[r]->() WHERE elementId(r) = id DELETE r"
+_CHANGE: Final = "UNWIND $given[0] AS edge MATCH ()-[r]->() WHERE elementId(r) = edge[0] SET r = edge[1]"
 _PAGE: Final = """
 MATCH (n:LABEL) WHERE n._key >= $after WITH n ORDER BY n._key LIMIT $limit
 RETURN n._key AS key, CASE WHEN n._live THEN properties(n) END AS properties, COLLECT {
@@ -120,7 +122,7 @@ RETURN slice, count(*) AS count, sum(CASE WHEN slice >= 0 THEN mark ELSE 0 END) 
 """
 _KEYS_OF_SLICES: Final = "MATCH (n:LABEL) WHERE n._live AND n._slice IN $slices RETURN n._key AS key"
 _THESE: Final = """
-UNWIND $keys AS key MATCH (n:LABEL {_key: key}) WHERE n._live
+UNWIND $given[0] AS key MATCH (n:LABEL {_key: key}) WHERE n._live
 RETURN n._key AS key, properties(n) AS properties, COLLECT {
     MATCH (n)-[r]->(m:LABEL) RETURN [type(r), m._key, properties(r)]
 } AS edges
@@ -226,7 +228,7 @@ class Neo4jSink:
 
     def _these(self, label: str, keys: Sequence[str]) -> Iterator[neo4j.Record]:
         for start in range(0, len(keys), PAGE_COUNT):
-            yield from self._read(cypher(_THESE, label), keys=keys[start : start + PAGE_COUNT])
+            yield from self._read(cypher(_THESE, label), given=[keys[start : start + PAGE_COUNT]])
 
     def _read(self, statement: str, **parameters: Any) -> list[neo4j.Record]:
         with self._connection.session("scan") as session:
@@ -288,7 +290,7 @@ _STUB: Final = _Seen(0, -1, None)
 
 
 def _seen(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row]) -> Mapping[str, _Seen]:
-    found = tx.run(cypher(_SEEN, label), label=label, keys=[row.key for row in batch]).single()
+    found = tx.run(cypher(_SEEN, label), label=label, given=[[row.key for row in batch]]).single()
     if found is None:
         raise StoreUnavailable(f"neo4j: generation {label} has not been prepared")
     return {key: _Seen(*rest) for key, *rest in found["found"]}
@@ -309,7 +311,7 @@ def _make(
     keys = sorted(rows)
     at = {key: n for n, key in enumerate(keys)}
     joins = [[at[owner], at[target], kind, properties] for owner, kind, target, properties in edges]
-    found = tx.run(cypher(_MAKE, label), rows=[rows[key] for key in keys], edges=joins).single(strict=True)
+    found = tx.run(cypher(_MAKE, label), given=[[rows[key] for key in keys], joins]).single(strict=True)
     return frozenset(found["found"])
 
 
@@ -320,16 +322,16 @@ def _write_nodes(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row],
         rows.append([row.key, version, edges, labels_of(row.kind), row.properties])
         if kind != row.kind and labels_of(kind):
             former.append({"key": row.key, "labels": labels_of(kind)})
-    written = tx.run(cypher(_WRITE, label), rows=rows).single(strict=True)["written"]
+    written = tx.run(cypher(_WRITE, label), given=[rows]).single(strict=True)["written"]
     if written != len(batch):
         raise _OvertakenError
-    _each(tx, cypher(_UNLABEL, label), "rows", former)
+    _each(tx, cypher(_UNLABEL, label), former)
 
 
 def _write_edges(tx: neo4j.ManagedTransaction, label: str, owners: Sequence[Row]) -> None:
     """Compare the edges stated by nodes that were there with those that they own, and make them equal."""
     stated = {row.key: dict(row.edges) for row in owners}
-    owned = tx.run(cypher(_OWNED, label), keys=[row.key for row in owners]).single(strict=True)["owned"]
+    owned = tx.run(cypher(_OWNED, label), given=[[row.key for row in owners]]).single(strict=True)["owned"]
     stale, changed, ends = [], [], []
     for key, id_, kind, target, held in owned:
         properties = stated[key].pop((kind, target), None)
@@ -341,13 +343,13 @@ def _write_edges(tx: neo4j.ManagedTransaction, label: str, owners: Sequence[Row]
     missing = [(key, *edge, properties) for key, edges in stated.items() for edge, properties in edges.items()]
     if missing or ends:
         _make(tx, label, {}, [*ends, *(key for key, *_ in missing)], missing)
-    _each(tx, _CUT, "ids", stale)
-    _each(tx, _CHANGE, "edges", changed)
+    _each(tx, _CUT, stale)
+    _each(tx, _CHANGE, changed)
 
 
-def _each(tx: neo4j.ManagedTransaction, statement: str, name: str, items: Sequence[Any]) -> None:
+def _each(tx: neo4j.ManagedTransaction, statement: str, items: Sequence[Any]) -> None:
     if items:
-        tx.run(statement, {name: items}).consume()
+        tx.run(statement, given=[items]).consume()
 
 
 def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
