@@ -286,7 +286,7 @@ def streams(server: str, given: argparse.Namespace) -> Iterator[Result]:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--seconds", type=float, default=20.0, help="pgbench's time for the kills (20)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="pgbench's time for the kills (10)")
     parser.add_argument("--scale", type=int, default=1, help="of the snapshot: 100,000 accounts each (1)")
     parser.add_argument("--rows", type=int, default=20_000, help="of the stream (20,000)")
     given = parser.parse_args()

@@ -29,7 +29,7 @@ from outbox.broker import KafkaSettings, Message, open_kafka
 
 KEYS: Final = (200, 50_000)
 ROWS: Final = 50_000
-PEER_ROWS: Final = {"txoutbox": 20_000, "omni-box": 10_000}
+PEER_ROWS: Final = {"txoutbox": 12_000, "omni-box": 6_000}
 OURS: Final = contender("poll", "confluent")
 
 

@@ -39,7 +39,7 @@ from projectors.record import Change, Document, Node, Record, Row, Vector
 from projectors.verify import Report, Verifier
 
 CATEGORY = "item"
-RECORDS = 5_000
+RECORDS = 3_000
 DIMENSIONS = 64
 BATCH = 2_000
 PIECE_BYTES = 1 << 16
