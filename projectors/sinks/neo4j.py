@@ -70,16 +70,20 @@ _DROP: Final = (
     "DROP INDEX `NAME: name` IF EXISTS",
     "DROP CONSTRAINT LABEL IF EXISTS",
 )
+# A statement is planned once, often while there are few nodes; then Neo4j may choose to go through all of them for each
+# row. So it is told to seek, and the label of an edge's end, which would be one more place to begin at, is compared as
+# text.
 # Answers come as one list: a message a row costs the driver more than the rest of the transaction.
 # What is given comes as a list of lists: with a list by itself Neo4j plans a statement anew (20 to 50 ms) for every
 # power of ten of its length.
 _SEEN: Final = """
 MATCH (g:OutboxGeneration {label: $label})
-OPTIONAL MATCH (n:LABEL) WHERE n._key IN $given[0]
+OPTIONAL MATCH (n:LABEL) USING INDEX SEEK n:LABEL(_key) WHERE n._key IN $given[0]
 RETURN g.label, collect([n._key, coalesce(n._version, 0), coalesce(n._edges, -1), n._kind]) AS found
 """
 _OWNED: Final = """
-UNWIND $given[0] AS key MATCH (n:LABEL {_key: key})-[r]->(m:LABEL)
+UNWIND $given[0] AS key MATCH (n:LABEL {_key: key}) USING INDEX SEEK n:LABEL(_key)
+MATCH (n)-[r]->(m) WHERE $label IN labels(m)
 RETURN collect([key, elementId(r), type(r), m._key, properties(r)]) AS owned
 """
 # Rows and edges are lists: maps would send every name with every row, and packing is half of what a write costs.
@@ -100,19 +104,22 @@ RETURN found
 """
 _WRITE: Final = """
 UNWIND $given[0] AS row
-MATCH (n:LABEL {_key: row[0]})
+MATCH (n:LABEL {_key: row[0]}) USING INDEX SEEK n:LABEL(_key)
 REMOVE n._lock
 WITH n, row WHERE coalesce(n._version, 0) = row[1] AND coalesce(n._edges, -1) = row[2]
 SET n = row[4], n:$(row[3])
 RETURN count(*) AS written
 """
-_UNLABEL: Final = "UNWIND $given[0] AS row MATCH (n:LABEL {_key: row.key}) REMOVE n:$(row.labels)"
+_UNLABEL: Final = """
+UNWIND $given[0] AS row MATCH (n:LABEL {_key: row.key}) USING INDEX SEEK n:LABEL(_key)
+REMOVE n:$(row.labels)
+"""
 _CUT: Final = "UNWIND $given[0] AS id MATCH ()-[r]->() WHERE elementId(r) = id DELETE r"
 _CHANGE: Final = "UNWIND $given[0] AS edge MATCH ()-[r]->() WHERE elementId(r) = edge[0] SET r = edge[1]"
 _PAGE: Final = """
 MATCH (n:LABEL) WHERE n._key >= $after WITH n ORDER BY n._key LIMIT $limit
 RETURN n._key AS key, CASE WHEN n._live THEN properties(n) END AS properties, COLLECT {
-    MATCH (n)-[r]->(m:LABEL) WHERE n._live RETURN [type(r), m._key, properties(r)]
+    MATCH (n)-[r]->(m) WHERE n._live AND $label IN labels(m) RETURN [type(r), m._key, properties(r)]
 } AS edges
 """
 _SUMS: Final = """
@@ -122,9 +129,9 @@ RETURN slice, count(*) AS count, sum(CASE WHEN slice >= 0 THEN mark ELSE 0 END) 
 """
 _KEYS_OF_SLICES: Final = "MATCH (n:LABEL) WHERE n._live AND n._slice IN $slices RETURN n._key AS key"
 _THESE: Final = """
-UNWIND $given[0] AS key MATCH (n:LABEL {_key: key}) WHERE n._live
+UNWIND $given[0] AS key MATCH (n:LABEL {_key: key}) USING INDEX SEEK n:LABEL(_key) WHERE n._live
 RETURN n._key AS key, properties(n) AS properties, COLLECT {
-    MATCH (n)-[r]->(m:LABEL) RETURN [type(r), m._key, properties(r)]
+    MATCH (n)-[r]->(m) WHERE $label IN labels(m) RETURN [type(r), m._key, properties(r)]
 } AS edges
 """
 
@@ -219,7 +226,7 @@ class Neo4jSink:
         after: str | None = None
         while True:
             count, previous = 0, after
-            for row in self._read(cypher(_PAGE, label), after=previous or "", limit=PAGE_COUNT):
+            for row in self._read(cypher(_PAGE, label), label=label, after=previous or "", limit=PAGE_COUNT):
                 count, after = count + 1, row["key"]
                 if row["key"] != previous and row["properties"] is not None:
                     yield row
@@ -228,7 +235,7 @@ class Neo4jSink:
 
     def _these(self, label: str, keys: Sequence[str]) -> Iterator[neo4j.Record]:
         for start in range(0, len(keys), PAGE_COUNT):
-            yield from self._read(cypher(_THESE, label), given=[keys[start : start + PAGE_COUNT]])
+            yield from self._read(cypher(_THESE, label), label=label, given=[keys[start : start + PAGE_COUNT]])
 
     def _read(self, statement: str, **parameters: Any) -> list[neo4j.Record]:
         with self._connection.session("scan") as session:
@@ -253,26 +260,30 @@ def _write(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row]) -> No
 
     1. Read versions and hashes of edges, without locks, and leave out what is overtaken: versions only rise, so it
        stays so.
-    2. Make the nodes that are not there and, with their edges, those ends that are not. What is there is locked, in
-       the order of all their keys, so that concurrent batches mostly wait for each other instead of deadlocking.
+    2. Make the nodes that are not there and, with their edges, those ends that are not. What is there, of the batch
+       and of the ends of edges that come or go, is locked in the order of all their keys, so that concurrent batches
+       wait for each other instead of deadlocking. Where no edge comes or goes, 3 does that.
     3. Lock and write the nodes that are there, each if its version and hash are still those read in 1; if one is not,
        roll back and start again. What somebody else has made since 1 is there as well.
     4. Read the edges owned so far by nodes that get others, or are repaired. This must come after the locks:
-       without them, Neo4j shows a commit of someone else in parts, the new version already and the old edges still.
-    5. Lock the ends of the edges that came or went, then join, cut and change.
+       without them, Neo4j shows a commit of someone else in parts, the new version already and the old edges still
+       (2 reads them without, only to know what to lock).
+    5. Join, cut and change.
     """
     seen = _seen(tx, label, batch)
     batch = [row for row in batch if row.beats > seen.get(row.key, _STUB).version]
     new = [row for row in batch if not seen.get(row.key, _STUB).version]
-    if new:
+    owners = [row for row in batch if (was := seen.get(row.key, _STUB)).version and row.differs(was.edges)]
+    if new or owners:
         made = {row.key: [row.key, labels_of(row.kind), row.properties, True] for row in new if row.key not in seen}
-        others = [row.key for row in batch if row.key in seen]
+        others = {row.key for row in batch if row.key in seen}
+        if owners:
+            others.update(target for row in owners for _, target in row.edges)
+            others.update(target for *_, target, _ in _owned(tx, label, owners))
         found = _make(tx, label, made, others, [(row.key, *edge, row.edges[edge]) for row in new for edge in row.edges])
         batch = [row for row in batch if row.key in found or row.key not in made]
-    if not batch:
-        return
-    _write_nodes(tx, label, batch, seen)
-    owners = [row for row in batch if (was := seen.get(row.key, _STUB)).version and row.differs(was.edges)]
+    if batch:
+        _write_nodes(tx, label, batch, seen)
     if owners:
         _write_edges(tx, label, owners)
 
@@ -328,21 +339,26 @@ def _write_nodes(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row],
     _each(tx, cypher(_UNLABEL, label), former)
 
 
+def _owned(tx: neo4j.ManagedTransaction, label: str, owners: Sequence[Row]) -> list[Any]:
+    """Owner, id, kind, target and properties of each edge."""
+    found = tx.run(cypher(_OWNED, label), label=label, given=[[row.key for row in owners]]).single(strict=True)
+    owned: list[Any] = found["owned"]
+    return owned
+
+
 def _write_edges(tx: neo4j.ManagedTransaction, label: str, owners: Sequence[Row]) -> None:
     """Compare the edges stated by nodes that were there with those that they own, and make them equal."""
     stated = {row.key: dict(row.edges) for row in owners}
-    owned = tx.run(cypher(_OWNED, label), given=[[row.key for row in owners]]).single(strict=True)["owned"]
-    stale, changed, ends = [], [], []
-    for key, id_, kind, target, held in owned:
+    stale, changed = [], []
+    for key, id_, kind, target, held in _owned(tx, label, owners):
         properties = stated[key].pop((kind, target), None)
         if properties is None:
             stale.append(id_)
-            ends.append(target)
         elif not same(properties, held):
             changed.append((id_, properties))
     missing = [(key, *edge, properties) for key, edges in stated.items() for edge, properties in edges.items()]
-    if missing or ends:
-        _make(tx, label, {}, [*ends, *(key for key, *_ in missing)], missing)
+    if missing:
+        _make(tx, label, {}, {key for key, *_ in missing}, missing)
     _each(tx, _CUT, stale)
     _each(tx, _CHANGE, changed)
 

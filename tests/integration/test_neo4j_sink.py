@@ -232,6 +232,27 @@ def test_a_generation_is_made_while_others_come_and_go(
         coming.result()
 
 
+def test_members_that_change_edges_to_each_others_nodes_wait_for_each_other_and_do_not_deadlock(
+    sink: Neo4jSink, projection: str, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A deadlock costs a second or more: the driver waits before it tries again."""
+    keys = [f"k{n:03}" for n in range(600)]
+
+    def change(key: str, version: int) -> Change:
+        targets = random.Random(f"{key} {version}").sample(keys, 3)
+        return put(Node(key, "K", "n", {}, [Edge("E", target) for target in targets]), version)
+
+    def member(number: int) -> None:
+        with open_sink(projection, settings) as own:
+            for version in range(1, 5):
+                own.apply(G, [change(key, version) for key in keys[number::3]])
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(member, range(3)))
+    assert held(sink) == {stored(change(key, 4)) for key in keys}
+    assert [record.message for record in caplog.records if "DeadlockDetected" in record.message] == []
+
+
 def test_one_generation_is_marked_as_serving(sink: Neo4jSink, projection: str, ask: Any) -> None:
     sink.prepare("g2")
     for generation in (G, "g2", G):
