@@ -24,7 +24,7 @@ from outbox.broker import KafkaSettings
 from outbox.broker.settings import Client
 from outbox.relay.settings import DeliveryName, EngineName, RelaySettings
 
-ROWS: Final = 20_000
+ROWS: Final = 60_000
 KEYS: Final = 2_000
 WAYS: Final[tuple[DeliveryName, ...]] = get_args(DeliveryName)
 CASES: Final[list[tuple[EngineName, Client]]] = [("poll", "confluent"), ("cdc", "confluent"), ("poll", "kafka-python")]

@@ -66,7 +66,7 @@ class Relaying(Section):
     delivery: DeliveryName = "at_least_once"
     slot_wal_warn_bytes: int = Field(1 << 30, ge=1 << 20)
     lease_s: float = Field(3.0, gt=0.1)
-    page_max: int = Field(10_000, ge=200)
+    page_max: int = Field(5_000, ge=200)
     sleep_max_s: float = Field(0.05, gt=0)
 
 

@@ -37,9 +37,9 @@ class KafkaSettings:
     compression: Compression = "lz4"
     """Every consumer needs the codec's library too: confluent-kafka brings all, kafka-python has gzip and
     none, and wants the packages lz4, python-snappy or zstandard for the others."""
-    linger_ms: float = 15.0
-    """How long a batch waits for more messages. A publish ends with a flush, so this costs no latency; with 5 the
-    servers take half as much processor again for each message of a backlog."""
+    linger_ms: float = 5.0
+    """How long a batch waits for more messages. A publish ends with a flush, but that does not always end the wait:
+    with 15 the poll engine took 19 ms in the median at 500 events a second, with 5 it takes 2."""
     max_message_bytes: int = MESSAGE_BYTES_MAX
     """Larger messages are refused before they are sent. Not above the servers' ``message.max.bytes``."""
     timeout_s: float = 30.0

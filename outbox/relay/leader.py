@@ -161,7 +161,7 @@ class Leader:
     def _adapt(self, rows: int) -> bool:
         """Fit the size of a page to what waits; whether there is likely to be more."""
         if rows >= self._limit:
-            self._limit = min(self._limit * 2, self._settings.page_max)
+            self._limit = min(self._limit * 2, self._settings.rows_max)
             return True
         if rows < self._limit // 4:
             self._limit = max(self._limit // 2, self._settings.page_min)

@@ -36,8 +36,10 @@ SELECT coalesce(wal_status, 'lost'), confirmed_flush_lsn::text,
        coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint
 FROM pg_replication_slots WHERE slot_name = %s AND database = current_database() AND plugin = 'pgoutput'
 """
+# Whoever streams, and nobody else: somebody who is just dropping the slot, or looks into it, has it in use as well.
 _TERMINATE: Final = """
-SELECT pg_terminate_backend(active_pid, %s) FROM pg_replication_slots WHERE slot_name = %s AND active_pid IS NOT NULL
+SELECT pg_terminate_backend(pid, %s) FROM pg_replication_slots JOIN pg_stat_activity ON pid = active_pid
+WHERE slot_name = %s AND backend_type = 'walsender'
 """
 _DROP: Final = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s"
 _ABLE: Final = """

@@ -45,6 +45,23 @@ def test_a_slot_that_is_gone_is_bridged_and_made_anew(dsn, producer, recorder):
     assert recorder.versions("order-1") == list(range(1, 31)), "in order, and nothing twice"
 
 
+def test_only_who_streams_from_a_slot_is_ended_for_it(dsn, producer):
+    """Whoever drops a slot by hand has it in use for a moment, as whoever makes one by hand has here."""
+    with connected(dsn) as writer, connected(dsn) as operator:
+        writer.execute("BEGIN")
+        writer.execute("SELECT pg_current_xact_id()")  # the making of a slot waits for it
+        make = "SELECT pg_create_logical_replication_slot('made_by_hand', 'pgoutput')"
+        making = threading.Thread(target=operator.execute, args=[make])
+        making.start()
+        held = "SELECT FROM pg_replication_slots WHERE slot_name = 'made_by_hand' AND active_pid = %s"
+        until(lambda: producer.execute(held, [operator.info.backend_pid]).fetchone() is not None)
+        slotting.release(producer, "made_by_hand")
+        writer.execute("COMMIT")
+        making.join()
+        assert operator.execute("SELECT 1").fetchone() == (1,)
+        assert drop_slots(producer) == 1
+
+
 def test_a_slot_that_has_lost_its_log_is_bridged_and_made_anew(dsn, producer, recorder):
     with leading(dsn, recorder, CDC) as leader:
         streaming(leader)

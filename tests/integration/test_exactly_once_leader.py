@@ -263,8 +263,14 @@ def _behind(producer: psycopg.Connection[Any]) -> bool:
     return bool(producer.execute(query).fetchone()[0])
 
 
+def test_a_transaction_holds_as_much_as_four_pages(producer, settings, lead) -> None:
+    place(producer, "order-1", count=100)
+    with lead() as (leader, _):
+        assert [leader.step() for _ in range(5)] == [10, 20, 40, 30, 0]
+
+
 def test_a_postgres_that_went_back_behind_its_notes_halts(producer, settings, lead) -> None:
-    place(producer, "order-1", count=30)
+    place(producer, "order-1", count=60)
     with lead() as (leader, _):
         leader.step()
         producer.execute("CREATE TABLE kept AS SELECT * FROM outbox.relay_cursor")
