@@ -140,7 +140,6 @@ CASES: Final = [
     Case("4 writers, 1 event", 4, True, ONE, {"pgbench": at_least(0.85)}),
     Case("1 writer, 1 event, autocommit", 1, True, ALONE, {"pgbench": at_least(0.85)}, autocommit=True),
     Case("4 writers, 1 event, autocommit", 4, True, ALONE, {"pgbench": at_least(0.85)}, autocommit=True),
-    Case("1 writer, 1 event, no fsync", 1, False, ONE, {}),
     Case("1 writer, 100 events", 1, True, MANY, {"psycopg": at_least(0.9)}),
     Case("4 writers, 100 events", 4, True, MANY, {"psycopg": at_least(0.9)}),
 ]

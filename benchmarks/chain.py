@@ -56,7 +56,7 @@ from projectors.record import Node, Record
 from projectors.wait import wait_for
 from projectors.wiring import ReadSide, Running, open_read_side
 
-FILES: Final = 100
+FILES: Final = 60
 ALL: Final = 10_000
 STORES: Final = {"embedded": EMBEDDED, "servers": SERVERS}
 TARGET: Final = at_least(0.8)

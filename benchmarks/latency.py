@@ -39,7 +39,7 @@ TARGETS: Final[dict[int, dict[str, Target]]] = {
     500: {"p50": at_most(3.0), "p99": at_most(8.0)},
 }
 """Milliseconds. At 200 they are what the peer txoutbox 0.2.2 was measured at."""
-SECONDS: Final = 2.5
+SECONDS: Final = 2.0
 TEXT: Final = "Forty words of an order that somebody has placed. " * 8
 WITHIN_S: Final = 60.0
 WARM: Final = 200

@@ -5,8 +5,8 @@ encodes to Avro, checks, and writes an outbox row besides.
 
 * ``eventsourcing``: its ``EventStore`` as it comes: JSON, and ``PostgresApplicationRecorder`` (NOTIFY, table lock and
   INSERT, pipelined).
-* ``recorder``: the same recorder alone, given bytes that were made beforehand: the least the peer can do.
-* ``recorder with functions``: and with its ``enable_db_functions``: one call of a function, without the lock.
+* ``recorder with functions``: its recorder alone, given bytes that were made beforehand, with its
+  ``enable_db_functions`` (one call of a function, without the lock): the least the peer can do.
 
 Needs the dependency group ``bench``, which ``make bench`` installs.
 """
@@ -46,7 +46,6 @@ class Peer:
 
 PEERS: Final = {
     "eventsourcing": Peer(encodes=True, functions=False),
-    "recorder": Peer(encodes=False, functions=False),
     "recorder with functions": Peer(encodes=False, functions=True),
 }
 

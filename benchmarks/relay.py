@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Final, get_args
 
@@ -27,8 +27,12 @@ from outbox.relay.settings import EngineName, RelaySettings
 
 ROWS: Final = 50_000
 KEYS: Final = 2_000
-CLIENTS: Final[tuple[Client, ...]] = ("confluent", "kafka-python")
 ENGINES: Final[tuple[EngineName, ...]] = get_args(EngineName)
+PAIRS: Final[Sequence[tuple[EngineName, Client]]] = [
+    ("poll", "confluent"),
+    ("cdc", "confluent"),
+    ("poll", "kafka-python"),
+]
 TARGETS: Final[dict[tuple[EngineName, Client], Target]] = {
     ("poll", "confluent"): at_least(0.7),
     ("poll", "kafka-python"): at_least(0.9),
@@ -76,9 +80,9 @@ def measure(servers: Resolved, given: argparse.Namespace) -> Iterator[Result]:
     warm_up = 0 if given.quick else 1
     with fresh_database(servers.address("postgres")) as dsn:
         relays = Relays(Backlog(dsn, given.rows, given.keys), servers.address("kafka"))
-        pairs = [(e, c) for c in CLIENTS for e in ENGINES if given.only in contender(e, c)]
+        pairs = [pair for pair in PAIRS if given.only in contender(*pair)]
         turns = {contender(*pair): partial(relays.drain, *pair) for pair in pairs}
-        turns |= {f"bare {c}": partial(relays.produce, c) for c in CLIENTS if any(c == pair[1] for pair in pairs)}
+        turns |= {f"bare {client}": partial(relays.produce, client) for _, client in pairs}
         for pair in pairs:
             relays.prepare(*pair)
         rates = interleaved(turns, given.rounds, warm_up)

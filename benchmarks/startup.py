@@ -179,7 +179,7 @@ class Answer(BaseHTTPRequestHandler):
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--runs", type=int, default=5, help="of each command, in one turn")
+    parser.add_argument("--runs", type=int, default=3, help="of each command, in one turn")
     given = parser.parse_args()
     if given.quick:
         given.runs = 1
