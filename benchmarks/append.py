@@ -77,7 +77,6 @@ class Case:
 
     name: str
     writers: int
-    durable: bool
     contenders: dict[str, Turn | str]
     """The turn's function by name, or the script of pgbench's."""
     targets: dict[str, Target]
@@ -136,12 +135,12 @@ ALONE: Final[dict[str, Turn | str]] = {
 }
 MANY: Final[dict[str, Turn | str]] = {"append": append_batch, "psycopg": raw_batch}
 CASES: Final = [
-    Case("1 writer, 1 event", 1, True, ONE, {"pgbench": at_least(0.85)}),
-    Case("4 writers, 1 event", 4, True, ONE, {"pgbench": at_least(0.85)}),
-    Case("1 writer, 1 event, autocommit", 1, True, ALONE, {"pgbench": at_least(0.85)}, autocommit=True),
-    Case("4 writers, 1 event, autocommit", 4, True, ALONE, {"pgbench": at_least(0.85)}, autocommit=True),
-    Case("1 writer, 100 events", 1, True, MANY, {"psycopg": at_least(0.9)}),
-    Case("4 writers, 100 events", 4, True, MANY, {"psycopg": at_least(0.9)}),
+    Case("1 writer, 1 event", 1, ONE, {"pgbench": at_least(0.85)}),
+    Case("4 writers, 1 event", 4, ONE, {"pgbench": at_least(0.85)}),
+    Case("1 writer, 1 event, autocommit", 1, ALONE, {"pgbench": at_least(0.85)}, autocommit=True),
+    Case("4 writers, 1 event, autocommit", 4, ALONE, {"pgbench": at_least(0.85)}, autocommit=True),
+    Case("1 writer, 100 events", 1, MANY, {"psycopg": at_least(0.9)}),
+    Case("4 writers, 100 events", 4, MANY, {"psycopg": at_least(0.9)}),
 ]
 
 
@@ -162,7 +161,7 @@ def pgbench_rate(text: str, dsn: str, writers: int, seconds: float) -> float:
 
 
 def rate(dsn: str, case: Case, contender: str, seconds: float) -> float:
-    dsn = conninfo.make_conninfo(dsn, options=f"-c synchronous_commit={'on' if case.durable else 'off'}")
+    dsn = conninfo.make_conninfo(dsn, options="-c synchronous_commit=on")
     turn = case.contenders[contender]
     if isinstance(turn, str):
         return pgbench_rate(turn, dsn, case.writers, seconds)

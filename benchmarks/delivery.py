@@ -17,21 +17,20 @@ from typing import Final, get_args
 from benchmarks.databases import fresh_database
 from benchmarks.draining import Drained, drained, prepared
 from benchmarks.measuring import interleaved
+from benchmarks.relay import PAIRS, contender
 from benchmarks.results import Result, at_least, beside
 from benchmarks.waiting import Backlog, run_on_rows
 from deploy.local.resolve import Resolved
 from outbox.broker import KafkaSettings
-from outbox.broker.settings import Client
 from outbox.relay.settings import DeliveryName, EngineName, RelaySettings
 
 ROWS: Final = 60_000
 KEYS: Final = 2_000
 WAYS: Final[tuple[DeliveryName, ...]] = get_args(DeliveryName)
-CASES: Final[list[tuple[EngineName, Client]]] = [("poll", "confluent"), ("cdc", "confluent"), ("poll", "kafka-python")]
 
 
 def measure(servers: Resolved, given: argparse.Namespace) -> Iterator[Result]:
-    for engine, client in (case for case in CASES if given.only in ", ".join(case)):
+    for engine, client in (pair for pair in PAIRS if given.only in contender(*pair)):
         kafka = KafkaSettings(servers.address("kafka"), client=client)
         with fresh_database(servers.address("postgres")) as dsn:
             yield from compared(Backlog(dsn, given.rows, given.keys), kafka, engine, given)
@@ -54,7 +53,7 @@ def compared(backlog: Backlog, kafka: KafkaSettings, engine: EngineName, given: 
     for way in WAYS:
         prepared(backlog.dsn, kafka, settings(way))
     rates = interleaved({way: partial(turn, way) for way in WAYS}, given.rounds, warm_up)
-    case, names = f"{engine}, {kafka.client}", ("exactly_once", "at_least_once")
+    case, names = contender(engine, kafka.client), ("exactly_once", "at_least_once")
     yield beside(f"exactly once, {case}", rates, names, "rows/s", at_least(0.9))
     leads = {way: figures[warm_up:] for way, figures in lead_ms.items()}
     yield beside(f"taking the lead, {case}", leads, names, "ms", note="once a term, not part of the rate")
