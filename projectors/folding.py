@@ -148,15 +148,9 @@ class Folding:
     def _group(self, events: Iterable[Event]) -> dict[str, Batch]:
         batches: dict[str, Batch] = {}
         for event in events:
-            stream, version = event.stream, event.version
-            known = self._known(stream)
-            if known is not None and version <= known.version:
-                continue
-            batch = batches.get(stream)
-            if batch is None:
-                batches[stream] = {version: event}
-            else:
-                batch[version] = event
+            known = self._known(event.stream)
+            if known is None or event.version > known.version:
+                batches.setdefault(event.stream, {})[event.version] = event
         return batches
 
     def _fill(self, batches: Mapping[str, Batch], bases: dict[str, State]) -> dict[str, Failure]:
@@ -165,7 +159,7 @@ class Folding:
         A hole behind a cached state is filled into the batch, since its events may be in no store yet. Without
         a cached state everything below the first event delivered is applied: the checkpoint has passed it.
         """
-        missing = {s: below for s, batch in batches.items() if (below := self._missing_below(self._known(s), batch))}
+        missing = {s: below for s, batch in batches.items() if (below := self._missing_below(s, batch))}
         failures: dict[str, Failure] = {}
         for stream, history in groupby(self._below(missing), key=lambda e: e.stream) if missing else ():
             batch = batches[stream]
@@ -182,13 +176,9 @@ class Folding:
                     break
         return failures
 
-    @staticmethod
-    def _missing_below(cached: State | None, batch: Batch) -> int:
+    def _missing_below(self, stream: str, batch: Batch) -> int:
         """The version below which the log must be read; 0 if nothing is missing."""
-        if len(batch) == 1:  # the usual case
-            (version,) = batch
-            return 0 if version == (cached.version if cached else 0) + 1 else version
-        first, last = min(batch), max(batch)
+        cached, first, last = self._known(stream), min(batch), max(batch)
         begin = first if cached is None else cached.version + 1
         if len(batch) < last - begin + 1:
             return last
