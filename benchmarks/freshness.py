@@ -13,8 +13,9 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 from benchmarks.databases import fresh_database
@@ -34,23 +35,40 @@ from projectors.sinks.neo4j_session import label_of
 from projectors.wiring import ReadSide, open_read_side
 
 PROJECTIONS: Final = {"chroma": "vectors", "neo4j": "graph", "elasticsearch": "documents"}
-QUESTIONS: Final[dict[tuple[str, ...], dict[str, Target]]] = {
-    ("elasticsearch",): {"p50": at_most(12), "p99": at_most(25)},
-    ("chroma", "neo4j", "elasticsearch"): {"p50": at_most(40), "p99": at_most(150)},
-}
+ALL: Final = tuple(PROJECTIONS)
 RATE: Final = 50.0
 COMMITS: Final = 250
 BEGIN_WITHIN_S: Final = 120.0
 VISIBLE_WITHIN_S: Final = 60.0
 WARM: Final = 100
+WARM_UP: Final = 2
+"""Rounds that are not counted: three servers written in Java are slow until they have done it for a while."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """How soon is it there? ``pause_s``: between two questions to a store. Asked as often as one store can bear, three
+    of them would be kept busier by those who ask than by what is written; what is seen is seen so much later."""
+
+    stores: Sequence[str]
+    targets: Mapping[str, Target]
+    pause_s: float
+
+
+QUESTIONS: Final = (
+    Question(("elasticsearch",), {"p50": at_most(12), "p99": at_most(25)}, 0.002),
+    Question(ALL, {"p50": at_most(40), "p99": at_most(150)}, 0.010),
+)
 
 
 def measure(servers: Resolved, given: argparse.Namespace) -> Iterator[Result]:
-    for stores, targets in QUESTIONS.items():
-        with side_of(servers, stores) as side:
-            found = [latencies_ms(side, given.rate, given.commits) for _ in range(given.rounds)]
-        question = f"commit to visible in {' and '.join(stores)}, {given.rate:g}/s"
-        yield from at_quantiles(question, "ms", found, targets)
+    for question in QUESTIONS:
+        with side_of(servers, question.stores) as side:
+            for _ in range(given.warm_up):
+                latencies_ms(side, given.rate, given.commits, question.pause_s)
+            found = [latencies_ms(side, given.rate, given.commits, question.pause_s) for _ in range(given.rounds)]
+        said = f"commit to visible in {' and '.join(question.stores)}, {given.rate:g}/s"
+        yield from at_quantiles(said, "ms", found, question.targets)
 
 
 @contextmanager
@@ -65,11 +83,11 @@ def side_of(servers: Resolved, stores: Sequence[str]) -> Iterator[ReadSide]:
             yield side
 
 
-def latencies_ms(side: ReadSide, rate: float, commits: int) -> list[float]:
+def latencies_ms(side: ReadSide, rate: float, commits: int, pause_s: float) -> list[float]:
     """From each COMMIT to visible in every store of the side."""
     keys = [f"python-{uuid.uuid4().hex}.n{i}" for i in range(commits)]
     with side.write.connection() as connection:
-        watchers = [Watcher(place(side, name, ledger.serving(connection, name))) for name in side.projecting]
+        watchers = [Watcher(place(side, name, ledger.serving(connection, name)), pause_s) for name in side.projecting]
         committed: dict[str, float] = {}
         started = time.monotonic()
         for i, key in enumerate(keys):
@@ -137,9 +155,10 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--rate", type=float, default=RATE, help=f"commits a second ({RATE:g})")
     parser.add_argument("--commits", type=int, default=COMMITS, help=f"in each round ({COMMITS})")
+    parser.add_argument("--warm-up", type=int, default=WARM_UP, help=f"rounds that are not counted ({WARM_UP})")
     given = parser.parse_args()
     if given.quick:
-        given.commits = 20
+        given.commits, given.warm_up = 20, 0
     run("freshness", ["postgres", "kafka", *PROJECTIONS], measure, given)
 
 

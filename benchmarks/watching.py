@@ -18,6 +18,7 @@ from multiprocessing.context import SpawnProcess
 WINDOW = 64
 """Keys asked for at once, from the oldest that is not there yet."""
 PAUSE_S = 0.002
+"""Between two questions, unless another is given."""
 Probe = Callable[[Sequence[str]], set[str]]
 
 
@@ -31,12 +32,12 @@ class Place:
 
 
 class Watcher:
-    """Watches one store in a process of its own."""
+    """Watches one store in a process of its own; ``pause_s``: between two questions."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, pause_s: float = PAUSE_S) -> None:
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
-        self._process: SpawnProcess = context.Process(target=_run, args=(place, there), daemon=True)
+        self._process: SpawnProcess = context.Process(target=_run, args=(place, there, pause_s), daemon=True)
         self._process.start()
         self._here.recv()
 
@@ -55,7 +56,7 @@ class Watcher:
         return seen
 
 
-def _run(place: Place, there: Connection) -> None:
+def _run(place: Place, there: Connection, pause_s: float) -> None:
     probe = probing(place)
     probe(["no such key"])
     there.send("ready")
@@ -72,7 +73,7 @@ def _run(place: Place, there: Connection) -> None:
         found = probe(waiting[:WINDOW])
         seen |= dict.fromkeys(found, time.monotonic())
         waiting = [key for key in waiting if key not in found]
-        time.sleep(PAUSE_S)
+        time.sleep(pause_s)
     there.send(seen)
 
 

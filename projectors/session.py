@@ -96,7 +96,8 @@ class Session:
         self._state = opened(stack, stations.dsn)
         self._plan, self._skipping = skipping(self._state, plan)
         store = stack.enter_context(stations.sink())
-        if not isinstance(store, Conditional):
+        self._conditional = isinstance(store, Conditional)
+        if not self._conditional:
             store = Late(store, newest_of(stations.dsn, self._plan, stations.registry), stations.late_s)
         sink = resilient(store, plan.name, stations.resilience, stop, pace)
         sink.prepare(generation)
@@ -121,25 +122,33 @@ class Session:
 
         1. Poll, see that nothing is missing and nothing is too much (:mod:`projectors.horizon`), and fold all but the
            events of parked streams. A crash leaves nothing.
-        2. Apply (:meth:`Pipeline.apply`). Behind a backlog the next batch is taken before, and folded meanwhile, on
-           the states that this one comes to. A crash leaves any part applied; it is read again.
+        2. Apply (:meth:`Pipeline.apply`). Behind a backlog the next batch is taken and folded meanwhile, on the states
+           that this one comes to. A crash leaves any part applied; it is read again.
         3. Checkpoint in PostgreSQL, in one transaction with a look whether what was left out is still parked.
            A crash before it: the batch comes again. After it: nothing to do.
         4. Tell the broker, for its own tools.
+
+        Members of a group change places while they poll, so with the next batch it may turn out that another writes
+        what is in hand. A store that compares and sets can be written by both. Any other is only written what this
+        member still holds after that poll: there the poll comes before 2.
         """
-        batch = self._batch = self._batch or self._fold(self._poll(self._stations.poll_s))
-        coming = self._look_ahead(batch)
-        batch, self._batch = self._batch, None
-        if not batch.deliveries:
-            self._batch = self._fold(coming) if coming else None
-            return 0
-        if not coming:
-            self._finish(batch, self._pipeline.write(batch.ready))
+        batch = self._batch or self._fold(self._poll(self._stations.poll_s))
+        self._batch = None
+        if len(batch.deliveries) < self._stations.resilience.batch:
+            if batch.deliveries:
+                self._finish(batch, self._pipeline.write(batch.ready))
             return len(batch.deliveries)
+        coming: Sequence[Delivery] = ()
+        if not self._conditional:
+            coming = self._look_ahead()
+            batch = self._still_held(batch)
         writing = self._writer.submit(self._pipeline.write, batch.ready)
-        following = self._fold(coming, after=batch)
+        if self._conditional:
+            coming = self._look_ahead()
+            batch = self._still_held(batch)
+        following = self._fold(coming, after=batch) if coming else None
         parked = self._finish(batch, writing.result())
-        self._batch = self._fold(coming) if parked else following
+        self._batch = self._fold(coming) if parked and coming else following
         return len(batch.deliveries)
 
     def lag(self) -> int:
@@ -202,20 +211,16 @@ class Session:
         elif not taken:
             self._window = resilience.batch
 
-    def _look_ahead(self, batch: Batch) -> Sequence[Delivery]:
-        """The batch after the one in hand, if that is large enough to tell of a backlog and there is one.
-
-        Asked before the one in hand is written: members of a group change places while they poll. So of what is in
-        hand all that this member no longer holds is dropped, as if it had never come.
-        """
-        if len(batch.deliveries) < self._stations.resilience.batch:
-            return ()
-        coming: Sequence[Delivery] = ()
+    def _look_ahead(self) -> Sequence[Delivery]:
+        """The batch after the one in hand."""
         with suppress(BrokerUnavailable):  # said by the next poll; what is in hand can be written
-            coming = self._poll(0)
-        if gone := {TopicPartition(d.topic, d.partition) for d in batch.deliveries} - self._assigned:
-            self._batch = batch.without(gone)
-        return coming
+            return self._poll(0)
+        return ()
+
+    def _still_held(self, batch: Batch) -> Batch:
+        """The batch without what this member no longer holds: as if that had never come."""
+        gone = {TopicPartition(d.topic, d.partition) for d in batch.deliveries} - self._assigned
+        return batch.without(gone) if gone else batch
 
     def _fold(self, deliveries: Sequence[Delivery], after: Batch | None = None) -> Batch:
         left_out = frozenset({d.key for d in deliveries} & self._parked)
@@ -224,6 +229,8 @@ class Session:
 
     def _finish(self, batch: Batch, refused: Mapping[str, str]) -> bool:
         """All that follows a batch's write; returns whether streams of it were parked."""
+        if not batch.deliveries:
+            return False
         parked = self._pipeline.finish(batch.ready, refused)
         offsets = {TopicPartition(d.topic, d.partition): d.offset + 1 for d in batch.deliveries}
         left_out = set(batch.left_out)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import signal
+import sqlite3
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,12 +34,24 @@ class Chroma:
         return answers_http(port, "/api/v2/heartbeat")
 
     def prepare(self, site: Site) -> Launch:
-        """Return the command; there is nothing to prepare. Raises LocalError on settings, as it takes none."""
+        """Return the command, the database set to a write-ahead log. Raises LocalError on settings: it takes none."""
         if site.settings:
             raise LocalError(f"chroma takes no settings, yet {', '.join(sorted(site.settings))} was given")
-        data = str(site.folder / "data")
-        options = ("run", "--path", data, "--host", HOST, "--port", str(site.port))
+        data = site.folder / "data"
+        _log_ahead(data)
+        options = ("run", "--path", str(data), "--host", HOST, "--port", str(site.port))
         return Launch((_program(), *options), site.folder, {"ANONYMIZED_TELEMETRY": "False"})
+
+
+def _log_ahead(data: Path) -> None:
+    """Have SQLite append to one log instead of keeping a journal aside, as it does until a database is told otherwise.
+
+    Both wait for the disk at each commit; a journal does so several times. The mode is kept in the file's header, so
+    whoever opens the file next follows it (https://sqlite.org/wal.html, "Persistence of WAL mode").
+    """
+    data.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(data / "chroma.sqlite3")) as database:
+        database.execute("PRAGMA journal_mode = WAL")
 
 
 def _program() -> str:

@@ -43,7 +43,8 @@ from projectors.sinks.elasticsearch_form import (
 
 BULK_BYTES_MAX: Final = 10 * 1024 * 1024
 """Elasticsearch's own advice is 5-15 MB a bulk request; it refuses bodies above 100 MB."""
-BULK_COUNT_MAX: Final = 1_000
+BULK_COUNT_MAX: Final = 5_000
+"""More than a projector gives at once: between two requests its thread waits for the one that folds."""
 PAGE_COUNT_MAX: Final = 1_000
 PAGE_BYTES: Final = 8 * 1024 * 1024
 """A scan's pages are sized to about this much text each."""

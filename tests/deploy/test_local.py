@@ -3,10 +3,12 @@
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -106,6 +108,12 @@ def test_a_paused_service_can_be_stopped(local):
     assert not local["chroma"].alive
     local["chroma"].restart()
     assert "nanosecond heartbeat" in ask(local["chroma"].address + "/api/v2/heartbeat")
+
+
+def test_chromas_database_appends_to_a_log(local):
+    file = local["chroma"].home / "data" / "chroma.sqlite3"
+    with closing(sqlite3.connect(file)) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_kafka_keeps_acknowledged_messages_over_a_crash(local):
