@@ -27,6 +27,7 @@ import neo4j
 from elasticsearch import Elasticsearch
 
 from benchmarks.entities import fill, name, stream, text
+from benchmarks.freshness import drop
 from benchmarks.measuring import interleaved, say
 from benchmarks.projecting import PLACES, Place, read_side
 from benchmarks.results import Result, at_most, beside
@@ -185,13 +186,6 @@ def results(figures: Mapping[str, Sequence[float]], note: str) -> Iterator[Resul
     yield Result("hybrid search", "ms", samples, at_most(1.15), note)
     if AT_ONCE in figures:
         yield beside("hybrid search, all parts at once", figures, ("hybrid", AT_ONCE), "ms", note=note)
-
-
-def drop(side: ReadSide, projector: str) -> None:
-    """Take out of a server what was written into it."""
-    with connected(side.write.dsn) as connection, side.open_sink(projector) as sink:
-        for known in ledger.generations(connection, projector):
-            sink.drop(known.name)
 
 
 def main() -> None:

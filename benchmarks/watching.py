@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from typing import Self
 
 WINDOW = 64
 """Keys asked for at once, from the oldest that is not there yet."""
@@ -32,27 +33,34 @@ class Place:
 
 
 class Watcher:
-    """Watches one store in a process of its own; ``pause_s``: between two questions."""
+    """Watches one store in a process of its own, round by round; ``pause_s``: between two questions."""
 
     def __init__(self, place: Place, pause_s: float = PAUSE_S) -> None:
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
         self._process: SpawnProcess = context.Process(target=_run, args=(place, there, pause_s), daemon=True)
         self._process.start()
+        there.close()
         self._here.recv()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._here.close()
+        self._process.terminate()
+        self._process.join()
 
     def committed(self, key: str) -> None:
         """This key is to be seen from now on."""
         self._here.send(key)
 
     def seen(self, within_s: float) -> dict[str, float]:
-        """When each key was first there, by ``time.monotonic``. Raises TimeoutError."""
+        """When each key of this round was first there, by ``time.monotonic``. Raises TimeoutError."""
         self._here.send(None)
         if not self._here.poll(within_s):
-            self._process.terminate()
             raise TimeoutError(f"not all keys became visible within {within_s:g} s")
         seen: dict[str, float] = self._here.recv()
-        self._process.join()
         return seen
 
 
@@ -60,6 +68,12 @@ def _run(place: Place, there: Connection, pause_s: float) -> None:
     probe = probing(place)
     probe(["no such key"])
     there.send("ready")
+    while True:
+        there.send(_round(probe, there, pause_s))
+
+
+def _round(probe: Probe, there: Connection, pause_s: float) -> dict[str, float]:
+    """Ask for what comes in, until None has come and all is there."""
     seen: dict[str, float] = {}
     waiting: list[str] = []
     more = True
@@ -74,7 +88,7 @@ def _run(place: Place, there: Connection, pause_s: float) -> None:
         seen |= dict.fromkeys(found, time.monotonic())
         waiting = [key for key in waiting if key not in found]
         time.sleep(pause_s)
-    there.send(seen)
+    return seen
 
 
 def probing(place: Place) -> Probe:
