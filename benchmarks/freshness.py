@@ -29,15 +29,12 @@ from outbox.event import NewEvent
 from outbox.log.append import append
 from outbox.settings import load
 from projectors import ledger
-from projectors.sinks.chroma_client import collection_name
-from projectors.sinks.elasticsearch import index_name
-from projectors.sinks.neo4j_session import label_of
 from projectors.wiring import ReadSide, open_read_side
 
 PROJECTIONS: Final = {"chroma": "vectors", "neo4j": "graph", "elasticsearch": "documents"}
 ALL: Final = tuple(PROJECTIONS)
 RATE: Final = 50.0
-COMMITS: Final = 200
+COMMITS: Final = 150
 BEGIN_WITHIN_S: Final = 120.0
 VISIBLE_WITHIN_S: Final = 60.0
 WARM: Final = 100
@@ -119,6 +116,11 @@ def drop(side: ReadSide, projector: str) -> None:
 
 def place(side: ReadSide, name: str, generation: str | None) -> Place:
     """Where a projector's store keeps the generation."""
+    # Not above: who only watches or writes, in a process of its own, would wait seconds for the stores' clients.
+    from projectors.sinks.chroma_client import collection_name
+    from projectors.sinks.elasticsearch import index_name
+    from projectors.sinks.neo4j_session import label_of
+
     store = side.plan(name).store
     held = {
         "chroma": collection_name(name, generation or "", "records"),

@@ -44,7 +44,7 @@ from projectors.wiring import ReadSide
 
 RECORDS: Final = 10_000
 """The aim is stated for ``--records 100000``, which takes ten minutes to load."""
-QUESTIONS: Final = 100
+QUESTIONS: Final = 60
 """In a turn."""
 WORDS: Final = 6
 """Of a question."""
