@@ -13,8 +13,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-import psutil
-
 from benchmarks import pictures, results
 from benchmarks.machine import spoken
 from benchmarks.measuring import say
@@ -93,7 +91,7 @@ def succeeded(name: str, arguments: Sequence[str], servers: ExitStack) -> bool:
     os.environ.update(found.addresses)
     began = time.monotonic()
     running = subprocess.Popen([sys.executable, "-m", f"benchmarks.{name}", *arguments])
-    pid = process.Pid(running.pid, psutil.Process(running.pid).create_time())
+    pid = process.Pid.of(running.pid)
     try:
         code = running.wait(TIMEOUT_S)
     except subprocess.TimeoutExpired:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import Self, TypedDict
 
 import psutil
 
@@ -36,6 +36,11 @@ class Pid:
 
     number: int
     born_s: float
+
+    @classmethod
+    def of(cls, number: int) -> Self:
+        """Return the process that has this number now. Raises psutil.NoSuchProcess if there is none."""
+        return cls(number, psutil.Process(number).create_time())
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,7 @@ def spawn(launch: Launch, log: Path) -> Pid:
         )
     # From here on psutil waits for the child. Without a code of its own Popen would warn when it is collected.
     child.returncode = 0
-    return Pid(child.pid, psutil.Process(child.pid).create_time())
+    return Pid.of(child.pid)
 
 
 class Identity(TypedDict):
