@@ -19,7 +19,7 @@ test: $(VENV)/.dev  ## everything, on real servers started for the run
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(PYTEST)
-PYTEST = $(BIN)/python -m pytest --reruns 2 --reruns-delay 1 -n 2 --dist loadfile --no-loadscope-reorder tests
+PYTEST = $(BIN)/python -m pytest --reruns 2 --reruns-delay 1 -rR -n 2 --dist loadfile --no-loadscope-reorder tests
 
 coverage: $(VENV)/.dev  ## the same tests, and what they reach; takes half as long again
 	@$(PYTEST) --cov --cov-report=term

@@ -33,6 +33,7 @@ from benchmarks import natives
 from benchmarks.corpus import copied
 from benchmarks.databases import fresh_database
 from benchmarks.elsewhere import elsewhere
+from benchmarks.freshness import drop
 from benchmarks.idle import settings, until
 from benchmarks.measuring import interleaved, say
 from benchmarks.processes import processes
@@ -161,7 +162,10 @@ def carried(servers: Resolved, mode: str, folder: Path) -> tuple[float, float]:
         environment = settings(servers, mode, dsn, Path(name))
         commands = [["relay"], *(["project", kind] for kind in STORES[mode])]
         with processes(environment, commands if mode == "servers" else []):
-            return elsewhere(_carry, environment, str(folder), threads=mode == "embedded")
+            took = elsewhere(_carry, environment, str(folder), threads=mode == "embedded")
+        if mode == "servers":
+            elsewhere(_drop, environment)
+        return took
 
 
 def _carry(environment: dict[str, str], folder: str, threads: bool) -> tuple[float, float]:
@@ -181,6 +185,13 @@ def _carry(environment: dict[str, str], folder: str, threads: bool) -> tuple[flo
                 running.check()
         complete(connection, side, report.events)
         return ingested - began, ended - began
+
+
+def _drop(environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    with open_read_side(load()) as side:
+        for name in side.projecting:
+            drop(side, name)
 
 
 def awaited(connection: Connection, side: ReadSide, token: Token) -> None:
