@@ -190,8 +190,7 @@ def _carry(environment: dict[str, str], folder: str, threads: bool) -> tuple[flo
 def _drop(environment: dict[str, str]) -> None:
     os.environ.update(environment)
     with open_read_side(load()) as side:
-        for name in side.projecting:
-            drop(side, name)
+        drop(side)
 
 
 def awaited(connection: Connection, side: ReadSide, token: Token) -> None:

@@ -74,12 +74,11 @@ def side_of(servers: Resolved, stores: Sequence[str]) -> Iterator[ReadSide]:
         settings = _settings(servers.address, stores) | {"OUTBOX_DATABASE__DSN": dsn}
         commands = [["relay"], *(["project", name] for name in json.loads(settings["OUTBOX_PROJECTORS"]))]
         os.environ.update(settings)
-        with processes(settings, commands), open_read_side(load()) as side:
-            _warm(side)
-            yield side
         with open_read_side(load()) as side:
-            for name in side.projecting:
-                drop(side, name)
+            with processes(settings, commands):
+                _warm(side)
+                yield side
+            drop(side)
 
 
 @contextmanager
@@ -107,11 +106,13 @@ def latencies_ms(side: ReadSide, watchers: Sequence[Watcher], rate: float, commi
     return [(max(at[key] for at in seen) - committed[key]) * 1e3 for key in keys]
 
 
-def drop(side: ReadSide, projector: str) -> None:
-    """Take out of a server what was written into it: Chroma's writes go through the unsaved rows of all collections."""
-    with side.write.connection() as connection, side.open_sink(projector) as sink:
-        for known in ledger.generations(connection, projector):
-            sink.drop(known.name)
+def drop(side: ReadSide) -> None:
+    """Take out of the servers what was written into them: Chroma's writes read the unsaved rows of all collections."""
+    with side.write.connection() as connection:
+        for projector in side.projecting:
+            with side.open_sink(projector) as sink:
+                for known in ledger.generations(connection, projector):
+                    sink.drop(known.name)
 
 
 def place(side: ReadSide, name: str, generation: str | None) -> Place:

@@ -18,8 +18,6 @@ from typing import Self
 
 WINDOW = 64
 """Keys asked for at once, from the oldest that is not there yet."""
-PAUSE_S = 0.002
-"""Between two questions, unless another is given."""
 Probe = Callable[[Sequence[str]], set[str]]
 
 
@@ -35,7 +33,7 @@ class Place:
 class Watcher:
     """Watches one store in a process of its own, round by round; ``pause_s``: between two questions."""
 
-    def __init__(self, place: Place, pause_s: float = PAUSE_S) -> None:
+    def __init__(self, place: Place, pause_s: float) -> None:
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
         self._process: SpawnProcess = context.Process(target=_run, args=(place, there, pause_s), daemon=True)

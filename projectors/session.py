@@ -138,14 +138,12 @@ class Session:
             if batch.deliveries:
                 self._finish(batch, self._pipeline.write(batch.ready))
             return len(batch.deliveries)
-        coming: Sequence[Delivery] = ()
-        if not self._conditional:
-            coming = self._look_ahead()
-            batch = self._still_held(batch)
-        writing = self._writer.submit(self._pipeline.write, batch.ready)
         if self._conditional:
-            coming = self._look_ahead()
-            batch = self._still_held(batch)
+            writing = self._writer.submit(self._pipeline.write, batch.ready)
+            batch, coming = self._look_ahead(batch)
+        else:
+            batch, coming = self._look_ahead(batch)
+            writing = self._writer.submit(self._pipeline.write, batch.ready)
         following = self._fold(coming, after=batch) if coming else None
         parked = self._finish(batch, writing.result())
         self._batch = self._fold(coming) if parked and coming else following
@@ -211,16 +209,14 @@ class Session:
         elif not taken:
             self._window = resilience.batch
 
-    def _look_ahead(self) -> Sequence[Delivery]:
-        """The batch after the one in hand."""
+    def _look_ahead(self, batch: Batch) -> tuple[Batch, Sequence[Delivery]]:
+        """What this member still holds of the batch in hand (the rest is as if it had never come), and what comes after
+        it."""
+        coming: Sequence[Delivery] = ()
         with suppress(BrokerUnavailable):  # said by the next poll; what is in hand can be written
-            return self._poll(0)
-        return ()
-
-    def _still_held(self, batch: Batch) -> Batch:
-        """The batch without what this member no longer holds: as if that had never come."""
+            coming = self._poll(0)
         gone = {TopicPartition(d.topic, d.partition) for d in batch.deliveries} - self._assigned
-        return batch.without(gone) if gone else batch
+        return (batch.without(gone) if gone else batch), coming
 
     def _fold(self, deliveries: Sequence[Delivery], after: Batch | None = None) -> Batch:
         left_out = frozenset({d.key for d in deliveries} & self._parked)

@@ -34,6 +34,14 @@ def stage(database: str, address: Callable[[str], str]) -> Iterator[Stage]:
         yield stage
 
 
+@pytest.fixture(params=[True, False], ids=["conditional", "unconditional"])
+def conditional(request: pytest.FixtureRequest, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the stage's store is one that compares and sets: both, one after the other."""
+    if not request.param:
+        monkeypatch.delattr(PostgresSink, "conditional")
+    return bool(request.param)
+
+
 @contextmanager
 def stepping(stage: Stage) -> Iterator[Session]:
     """A session in small batches that has nothing left to read."""
@@ -62,14 +70,11 @@ def ahead(monkeypatch: pytest.MonkeyPatch) -> list[Ready]:
     return found
 
 
-@pytest.mark.parametrize("conditional", [True, False])
 def test_what_came_late_is_compared_with_the_log_unless_the_store_compares_and_sets(
     conditional: bool, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[str] = []
     monkeypatch.setattr(Late, "_put_right", lambda *_: compared.append("late"))
-    if not conditional:
-        monkeypatch.delattr(PostgresSink, "conditional")
     with stepping(stage) as session:
         publish(stage, 1)
         drain(session)
@@ -102,12 +107,9 @@ def test_a_batch_is_folded_on_the_states_that_the_one_in_hand_comes_to(stage: St
     assert_equal_to_model(stage)
 
 
-@pytest.mark.parametrize("conditional", [True, False])
 def test_a_store_that_compares_and_sets_is_written_while_the_next_batch_is_taken(
     conditional: bool, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not conditional:
-        monkeypatch.delattr(PostgresSink, "conditional")
     apply, begun = PostgresSink.apply, Flag()
     writing: list[bool] = []
 
@@ -200,13 +202,10 @@ def test_what_is_in_hand_is_written_though_the_broker_is_away(stage: Stage) -> N
     assert_equal_to_model(stage)
 
 
-@pytest.mark.parametrize("conditional", [True, False])
 def test_what_is_in_hand_of_a_partition_that_goes_to_another_member_is_left_to_it(
-    conditional: bool, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    conditional: bool, stage: Stage
 ) -> None:
     """The other member joins between the poll that gave the batch and the one that looks ahead."""
-    if not conditional:
-        monkeypatch.delattr(PostgresSink, "conditional")
     with stepping(stage) as session, ExitStack() as stack:
         publish(stage, 12)
         broker = stage.side.stations("rows").broker()
