@@ -1,5 +1,7 @@
 """Avro's binary encoding, strict: a schema is compiled once into one closure per node.
 
+What is plain and as the schema has it goes by :mod:`outbox.generated`, which is quicker and gives up at anything else.
+
 A general Avro writer guesses: it takes ``True`` for a long, ``"1"`` for a double, drops fields the
 schema does not have and writes NaN. Here everything a reader would get back differently, or a store
 could not hold, is refused with the path to it. Format: Avro 1.12 specification, "Binary Encoding".
@@ -7,45 +9,28 @@ could not hold, is refused with the path to it. Format: Avro 1.12 specification,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
+from outbox.compound import array, deeper, map_of, record, too_large, union
 from outbox.defaults import Named, readings
+from outbox.generated import Generator, Quick
 from outbox.refusal import Refusal
 from outbox.scalars import (
     PRIMITIVES,
-    SMALL,
-    SMALL_CODED,
     Output,
     Write,
     enum,
     fixed,
     is_logical,
     logical,
-    mismatch,
     zigzag,
 )
 from outbox.shape import DEPTH_MAX, recursive, takes_no_bytes
 
 DEFAULT_MAX: Final = 1 << 20
 """Bytes of one encoded default; it is kept in memory for good."""
-
-_TAKES: Final[Mapping[str, tuple[type, ...]]] = {
-    "null": (type(None),),
-    "boolean": (bool,),
-    "int": (int,),
-    "long": (int,),
-    "double": (float,),
-    "float": (float,),
-    "string": (str,),
-    "enum": (str,),
-    "bytes": (bytes,),
-    "fixed": (bytes,),
-    "array": (list, tuple),
-    "map": (dict,),
-    "record": (dict,),
-}
 
 
 class Encoder:
@@ -56,7 +41,10 @@ class Encoder:
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self._types: Named = schema.get("__named_schemas", {})
+        self._schema = schema
+        self._quick: Quick | None = None
         self._named: dict[str, Write] = {}
+        self._plans: dict[str, list[tuple[str, Write, bytes | None]]] = {}
         self._kinds: dict[str, str] = {}
         self._defaults: list[Callable[[], None]] = []
         self.recursive = recursive(schema)
@@ -67,11 +55,31 @@ class Encoder:
 
     def encode(self, value: Any, prefix: bytes, size_max: int) -> bytes:
         """``prefix`` and the encoding of ``value``. Raises :class:`~outbox.refusal.Refusal`."""
+        if not self.recursive:
+            quick = self._quick or self._generate()
+            quickly = bytearray(prefix)
+            try:
+                quick(value, quickly, size_max)
+            except Exception:  # noqa: BLE001  # for whatever reason: what follows takes the value or says why not
+                pass
+            else:
+                if len(quickly) <= size_max:
+                    return bytes(quickly)
+        return self.encode_strictly(value, prefix, size_max)
+
+    def encode_strictly(self, value: Any, prefix: bytes, size_max: int) -> bytes:
+        """The same by the strict writers alone, which :meth:`encode` asks when the quick one has given up."""
         out = Output(prefix, size_max)
         self.write(value, out)
         if len(out) > size_max:
             raise too_large(out)
         return bytes(out)
+
+    def _generate(self) -> Quick:
+        """Done at the first event, not at the start: most processes write a few of the types, if any."""
+        strict = partial(self._compile, depth=0)
+        self._quick = Generator(self._types, strict, self._plans).function(self._schema)
+        return self._quick
 
     def _compile(self, schema: Any, depth: int) -> Write:
         if isinstance(schema, list):
@@ -122,7 +130,7 @@ class Encoder:
 
     def _record(self, schema: Mapping[str, Any], depth: int) -> Write:
         self._kinds[schema["name"]] = "record"
-        plan: list[tuple[str, Write, bytes | None]] = []
+        plan = self._plans[schema["name"]] = []
         for field in schema["fields"]:
             plan.append((field["name"], self._compile(field["type"], depth + 1), None))
             if "default" in field:
@@ -141,142 +149,6 @@ class Encoder:
         return "" if is_logical(branch) else str(branch["type"])
 
 
-def record(name: str, plan: Sequence[tuple[str, Write, bytes | None]]) -> Write:
-    """``plan`` has each field's name, writer and encoded default, in the schema's order; it may be filled later."""
-
-    def write(value: Any, out: Output) -> None:
-        if type(value) is not dict and not isinstance(value, Mapping):
-            raise mismatch(f"a mapping for record {name}", value)
-        found = 0
-        field = ""
-        try:
-            for field, write_field, default in plan:
-                if field in value:
-                    found += 1
-                    write_field(value[field], out)
-                elif default is None:
-                    raise Refusal("is missing and has no default")
-                else:
-                    out += default
-        except Refusal as refusal:
-            raise refusal.at(field) from refusal.__cause__
-        if found != len(value):
-            raise _unknown_field(name, value, [field for field, _, _ in plan])
-
-    return write
-
-
-def _unknown_field(name: str, value: Mapping[Any, Any], fields: Sequence[str]) -> Refusal:
-    extra = next(key for key in value if key not in fields)
-    known = ", ".join(fields[:12]) + (", ..." if len(fields) > 12 else "")
-    return Refusal(f"is not a field of {name}, which has {known or 'none'}").at(extra)
-
-
-def array(write_item: Write) -> Write:
-    """One block of items, then the end mark."""
-
-    def write(value: Any, out: Output) -> None:
-        if type(value) is not list and not isinstance(value, list | tuple):
-            raise mismatch("array (a list)", value)
-        count = len(value)
-        if count:
-            out += SMALL_CODED[count] if count < SMALL else zigzag(count)
-            index = 0
-            try:
-                for index, item in enumerate(value):  # noqa: B007
-                    write_item(item, out)
-            except Refusal as refusal:
-                raise refusal.at(index) from refusal.__cause__
-            if len(out) > out.size_max:
-                raise too_large(out)
-        out += b"\x00"
-
-    return write
-
-
-def map_of(write_value: Write) -> Write:
-    """One block of keys and values, then the end mark."""
-    write_key = PRIMITIVES["string"]
-
-    def write(value: Any, out: Output) -> None:
-        if type(value) is not dict and not isinstance(value, Mapping):
-            raise mismatch("map (a dict)", value)
-        count = len(value)
-        if count:
-            out += SMALL_CODED[count] if count < SMALL else zigzag(count)
-            key: Any = ""
-            try:
-                for key, item in value.items():
-                    write_key(key, out)
-                    write_value(item, out)
-            except Refusal as refusal:
-                raise refusal.at(key) from refusal.__cause__
-            if len(out) > out.size_max:
-                raise too_large(out)
-        out += b"\x00"
-
-    return write
-
-
-def union(kinds: Sequence[str], labels: Sequence[str], writes: Sequence[tuple[bytes, Write]]) -> Write:
-    """The branch is chosen by the value's Python type; where several may fit, the first that takes it."""
-    table = _dispatch(kinds, writes)
-    expected = ", ".join(labels)
-
-    def write(value: Any, out: Output) -> None:
-        candidates = table.get(type(value), writes)
-        if len(candidates) == 1:
-            mark, write_branch = candidates[0]
-            out += mark
-            write_branch(value, out)
-        else:
-            first_fit(candidates, expected, value, out)
-
-    return write
-
-
-def _dispatch(kinds: Sequence[str], writes: Sequence[tuple[bytes, Write]]) -> dict[type, Sequence[tuple[bytes, Write]]]:
-    table: dict[type, list[tuple[bytes, Write]]] = {}
-    # A double before a float, so that no precision is lost to the order of the branches.
-    for kind, entry in sorted(zip(kinds, writes, strict=True), key=lambda pair: pair[0] == "float"):
-        for taken in _TAKES.get(kind, ()):
-            table.setdefault(taken, []).append(entry)
-    if int not in table and float in table:
-        table[int] = table[float]
-    return dict(table)
-
-
-def first_fit(candidates: Sequence[tuple[bytes, Write]], expected: str, value: Any, out: Output) -> None:
-    """Write with the first branch that takes the value; if none does, raise what came furthest into it."""
-    start, depth = len(out), out.depth
-    furthest: Refusal | None = None
-    for mark, write in candidates:
-        try:
-            out += mark
-            write(value, out)
-        except Refusal as refusal:
-            del out[start:]
-            out.depth = depth
-            if refusal.depth and (furthest is None or refusal.depth > furthest.depth):
-                furthest = refusal
-        else:
-            return
-    raise furthest or mismatch(f"one of {expected}", value)
-
-
-def deeper(write: Write) -> Write:
-    """Counts the levels, where the schema itself does not bound them."""
-
-    def write_deeper(value: Any, out: Output) -> None:
-        if out.depth >= DEPTH_MAX:
-            raise Refusal(f"is nested deeper than {DEPTH_MAX} levels")
-        out.depth += 1
-        write(value, out)
-        out.depth -= 1
-
-    return write_deeper
-
-
 def fill_default(
     plan: list[tuple[str, Write, bytes | None]], index: int, field: Mapping[str, Any], named: Named
 ) -> None:
@@ -293,13 +165,6 @@ def fill_default(
             plan[index] = (name, write, bytes(out))
             return
     raise ValueError(reason)
-
-
-def too_large(out: Output) -> Refusal:
-    """The refusal of data that have outgrown the limit."""
-    return Refusal(
-        f"is larger than {out.size_max:,} bytes when encoded: keep large content elsewhere, and its key here"
-    )
 
 
 def _label(branch: Any) -> str:
