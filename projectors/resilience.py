@@ -45,7 +45,8 @@ class Resilience:
 
     @property
     def messages(self) -> int:
-        """How many messages are taken at once by who is behind: of those of one key only the last is written."""
+        """How many messages are taken at once by who is behind, if each asks for one change or less: of those of one
+        key only the last is written."""
         return max(self.batch, self.batch_max)
 
 

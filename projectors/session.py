@@ -69,6 +69,11 @@ class Batch:
     left_out: frozenset[str]
     ready: Ready
 
+    @property
+    def size(self) -> int:
+        """Messages, or what they ask of the store, if that is more: a message may stand for many records."""
+        return max(len(self.deliveries), len(self.ready.changes))
+
     def without(self, partitions: Iterable[TopicPartition]) -> Batch:
         """The same batch without what came from some partitions."""
         gone = frozenset(partitions)
@@ -114,7 +119,8 @@ class Session:
         self._horizon.open(self._registry, self._pipeline.apply, self._parked, stop)
         self._assigned: frozenset[TopicPartition] = frozenset()
         self._batch: Batch | None = None
-        self._window = stations.resilience.batch
+        self._room = stations.resilience.batch
+        self._weight = 1.0
         self._writer = stack.enter_context(ThreadPoolExecutor(1, "outbox-write"))
 
     def step(self) -> int:
@@ -134,7 +140,7 @@ class Session:
         """
         batch = self._batch or self._fold(self._poll(self._stations.poll_s))
         self._batch = None
-        if len(batch.deliveries) < self._stations.resilience.batch:
+        if batch.size < self._stations.resilience.batch:
             if batch.deliveries:
                 self._finish(batch, self._pipeline.write(batch.ready))
             return len(batch.deliveries)
@@ -194,20 +200,21 @@ class Session:
         return self._horizon.starts(partition, at)
 
     def _poll(self, timeout_s: float) -> Sequence[Delivery]:
-        deliveries = self._consumer.poll(self._window, timeout_s)
-        self._open_window(len(deliveries))
+        window = max(1, int(self._room / self._weight))
+        deliveries = self._consumer.poll(window, timeout_s)
+        self._make_room(len(deliveries), window)
         self._notice_assignment()
         if deliveries:
             self._horizon.check(deliveries)
         return deliveries
 
-    def _open_window(self, taken: int) -> None:
+    def _make_room(self, taken: int, window: int) -> None:
         """Take more at once the longer the backlog lasts; begin small, since the store waits for the first fold."""
         resilience = self._stations.resilience
-        if taken == self._window:
-            self._window = min(2 * self._window, resilience.messages)
+        if taken == window:
+            self._room = min(2 * self._room, resilience.messages)
         elif not taken:
-            self._window = resilience.batch
+            self._room = resilience.batch
 
     def _look_ahead(self, batch: Batch) -> tuple[Batch, Sequence[Delivery]]:
         """What this member still holds of the batch in hand (the rest is as if it had never come), and what comes after
@@ -221,7 +228,10 @@ class Session:
     def _fold(self, deliveries: Sequence[Delivery], after: Batch | None = None) -> Batch:
         left_out = frozenset({d.key for d in deliveries} & self._parked)
         events = self._events(d for d in deliveries if d.key not in left_out)
-        return Batch(deliveries, left_out, self._pipeline.fold(events, after=after.ready if after else None))
+        batch = Batch(deliveries, left_out, self._pipeline.fold(events, after=after.ready if after else None))
+        if deliveries:
+            self._weight = batch.size / len(deliveries)
+        return batch
 
     def _finish(self, batch: Batch, refused: Mapping[str, str]) -> bool:
         """All that follows a batch's write; returns whether streams of it were parked."""

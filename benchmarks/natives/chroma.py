@@ -1,15 +1,17 @@
-"""Chroma's ``add`` and ``update``, with the index settings that the sink uses."""
+"""Chroma's ``add`` and ``update``, with the index settings that the sink uses; embedded, in this very process."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any
+
+import chromadb
 
 from benchmarks.natives import Native, parts
 from projectors.record import Vector
 from projectors.sinks.chroma import SPACES
-from projectors.sinks.chroma_client import open_client
+from projectors.sinks.chroma_client import open_client, quiet
 
 
 class ChromaNative:
@@ -36,9 +38,15 @@ class ChromaNative:
             )
 
 
+def _client(settings: Mapping[str, Any]) -> AbstractContextManager[Any]:
+    if "path" in settings:
+        return closing(chromadb.PersistentClient(str(settings["path"]), settings=quiet()))
+    return open_client(settings)
+
+
 @contextmanager
 def opened(settings: Mapping[str, Any], name: str) -> Iterator[Native]:
-    with open_client(settings) as client:
+    with _client(settings) as client:
         collection = client.create_collection(name, configuration=SPACES["records"], embedding_function=None)
         try:
             yield ChromaNative(collection, client.get_max_batch_size())

@@ -23,7 +23,8 @@ class Options:
     """More files than this under one PATH are taken for a mistake."""
     batch_streams: int = 200
     """Streams in one append (one transaction)."""
-    batch_bytes: int = 4 * 1024 * 1024
-    """Bytes of source in one append, unless a single file is larger."""
+    batch_bytes: int = 512 * 1024
+    """Bytes of source in one append, unless a single file is larger. Stores follow while the next one is read, so an
+    append holds what takes some tenths of a second to read: a commit of its own is a hundredth of that."""
     attempts: int = 5
     """How often a batch is tried when other writers are on the same streams."""

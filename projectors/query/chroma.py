@@ -7,12 +7,10 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
-from chromadb.api import ClientAPI
-from chromadb.api.models.Collection import Collection
 
 from outbox.errors import StoreUnavailable
 from projectors.query.protocol import Hit
-from projectors.sinks.chroma_client import collection_name, open_client, translated
+from projectors.sinks.chroma_client import Client, Records, collection_name, open_client, translated
 from projectors.sinks.chroma_codec import Floats, unit, user_metadata
 
 STORE: Final = "chroma"
@@ -31,10 +29,10 @@ def open_reader(projection: str, settings: Mapping[str, Any]) -> Iterator[Chroma
 class ChromaReader:
     """A :class:`projectors.query.protocol.SemanticReader`."""
 
-    def __init__(self, client: ClientAPI, projection: str) -> None:
+    def __init__(self, client: Client, projection: str) -> None:
         self._client = client
         self._projection = projection
-        self._collections: dict[str, Collection] = {}
+        self._collections: dict[str, Records] = {}
 
     def nearest(self, generation: str, embedding: Sequence[float], limit: int) -> Sequence[Hit]:
         """Approximate (HNSW). At most :data:`HITS_MAX`; equal scores come in the order of their keys.

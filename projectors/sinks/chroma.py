@@ -1,4 +1,4 @@
-"""Chroma, in this process or on a server: one collection of vectors per projection and generation.
+"""Chroma, embedded or on a server: one collection of vectors per projection and generation.
 
 Chroma cannot compare and set, so the guard is read, decide, write; it holds as long as one process at a time
 writes a key, which the projector's consumer group sees to. All that the guard needs lives in Chroma: a record's
@@ -17,14 +17,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from chromadb.api import ClientAPI
-from chromadb.api.models.Collection import Collection
 from chromadb.errors import NotFoundError
 
 from outbox.errors import RecordsRefused, StoreUnavailable
 from projectors.marks import Sum, summed
 from projectors.record import Change, Stored, digest, newest
-from projectors.sinks.chroma_client import Part, collection_name, is_refusal, open_client, translated
+from projectors.sinks.chroma_client import Client, Part, Records, collection_name, is_refusal, open_client, translated
 from projectors.sinks.chroma_codec import SLICE, STREAM, VERSION, ChromaRow, content_in, decode, encode, mark_in
 
 REQUEST_BYTES: Final = 16 * 1024 * 1024
@@ -61,8 +59,8 @@ T = TypeVar("T")
 class _Generation:
     """The two collections of a generation."""
 
-    records: Collection
-    tombstones: Collection
+    records: Records
+    tombstones: Records
     marked: bool = False
     """A tombstone has been seen. Only this is remembered, never their absence: another process may write one."""
 
@@ -87,7 +85,7 @@ class _Plan:
 class ChromaSink:
     """See :class:`projectors.sinks.protocol.Sink`; takes :class:`~projectors.record.Vector` with an embedding."""
 
-    def __init__(self, client: ClientAPI, projection: str, dimensions: int | None = None) -> None:
+    def __init__(self, client: Client, projection: str, dimensions: int | None = None) -> None:
         self._client = client
         self._projection = projection
         self._dimensions = dimensions
@@ -211,7 +209,7 @@ class ChromaSink:
             )
         return self._generations[generation]
 
-    def _collection(self, generation: str, part: Part) -> Collection:
+    def _collection(self, generation: str, part: Part) -> Records:
         name = collection_name(self._projection, generation, part)
         return self._client.get_collection(name, embedding_function=None)
 
@@ -250,7 +248,7 @@ def _plan_tombstone(plan: _Plan, change: Change, old: Metadata | None, *, wins: 
         plan.deletes.append(change.key)
 
 
-def _metadata(collection: Collection, keys: Sequence[str]) -> dict[str, Metadata]:
+def _metadata(collection: Records, keys: Sequence[str]) -> dict[str, Metadata]:
     if not keys:
         return {}
     found = collection.get(ids=list(keys), include=["metadatas"])
@@ -265,7 +263,7 @@ def _stored(key: str, embedding: Sequence[float], document: str | None, metadata
     return Stored(key, metadata[STREAM], metadata[VERSION], digest(decode(key, embedding, document, metadata)))
 
 
-def _mark(tombstones: Collection, marks: Sequence[Change]) -> None:
+def _mark(tombstones: Records, marks: Sequence[Change]) -> None:
     tombstones.upsert(
         ids=[change.key for change in marks],
         # A collection wants vectors; equal ones would make its index degenerate.
@@ -274,7 +272,7 @@ def _mark(tombstones: Collection, marks: Sequence[Change]) -> None:
     )
 
 
-def _by_content(records: Collection, rows: Sequence[ChromaRow]) -> tuple[list[ChromaRow], list[ChromaRow]]:
+def _by_content(records: Records, rows: Sequence[ChromaRow]) -> tuple[list[ChromaRow], list[ChromaRow]]:
     """The rows whose text and vector the store holds already, and the others."""
     same: list[ChromaRow] = []
     other: list[ChromaRow] = []
@@ -288,7 +286,7 @@ def _by_content(records: Collection, rows: Sequence[ChromaRow]) -> tuple[list[Ch
     return same, other
 
 
-def _update_metadata(records: Collection, *, ids: Sequence[str], metadatas: Sequence[Metadata], **_same: Any) -> None:
+def _update_metadata(records: Records, *, ids: Sequence[str], metadatas: Sequence[Metadata], **_same: Any) -> None:
     records.update(ids=list(ids), metadatas=list(metadatas))
 
 

@@ -2,28 +2,30 @@
 
 ``settings``, one of:
 
-* ``{"path": FOLDER}``: Chroma inside this process. A folder takes one process at a time; within a process
-  every sink and reader of the folder shares one engine, which ends with the last of them.
+* ``{"path": FOLDER}``: Chroma in a process that belongs to this one (:mod:`projectors.sinks.chroma_engine`). A folder
+  takes one process at a time; within a process every sink and reader of the folder shares one engine, which ends
+  some seconds after the last of them.
 * ``{"url": "http://host:port"}``: a Chroma server; also ``headers`` (a mapping), ``tenant``, ``database``
   and ``timeout_s``.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal
-from urllib.parse import urlsplit
+from typing import Any, Final, Literal, TypeAlias
+from urllib.parse import SplitResult, urlsplit
 
 import chromadb
 import httpx
 from chromadb.api import ClientAPI, ServerAPI
+from chromadb.api.models.Collection import Collection
 from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, Settings
 from chromadb.errors import ChromaError, NotFoundError
 
 from outbox.errors import SettingsError, StoreError, StoreUnavailable
+from projectors.sinks.chroma_engine import EngineClient, EngineCollection, Engines
 
 TIMEOUT_S: Final = 30.0
 """How long a server may take to answer. A full batch of 5,461 records takes it a few seconds on two cores."""
@@ -33,8 +35,10 @@ REFUSED: Final = frozenset({400, 413, 422})
 
 Part = Literal["records", "tombstones"]
 
-_OPENING = threading.Lock()
-"""Chroma counts the users of a folder's engine, but makes and ends the engine outside its own lock."""
+Client: TypeAlias = ClientAPI | EngineClient
+Records: TypeAlias = Collection | EngineCollection
+
+_ENGINES: Final = Engines()
 
 
 def collection_name(projection: str, generation: str, part: Part) -> str:
@@ -43,17 +47,12 @@ def collection_name(projection: str, generation: str, part: Part) -> str:
 
 
 @contextmanager
-def open_client(settings: Mapping[str, Any]) -> Iterator[ClientAPI]:
+def open_client(settings: Mapping[str, Any]) -> Iterator[Client]:
     """A client of the store that ``settings`` name. Raises ``SettingsError`` or ``StoreUnavailable``."""
     if ("path" in settings) == ("url" in settings):
         raise SettingsError("chroma: give either 'path' (a folder) or 'url' (a server)")
-    with _OPENING, translated():
-        client = _embedded(settings) if "path" in settings else _remote(settings)
-    try:
+    with _embedded(settings) if "path" in settings else _remote(settings) as client:
         yield client
-    finally:
-        with _OPENING:
-            client.close()
 
 
 @contextmanager
@@ -91,27 +90,41 @@ def _typed(error: Exception) -> StoreError:
     return StoreError(f"chroma refuses: {said}") if is_refusal(error) else StoreUnavailable(f"chroma: {said}")
 
 
-def _embedded(settings: Mapping[str, Any]) -> ClientAPI:
+@contextmanager
+def _embedded(settings: Mapping[str, Any]) -> Iterator[EngineClient]:
     folder = Path(settings["path"]).absolute()
-    try:
-        return chromadb.PersistentClient(str(folder), settings=_quiet())
-    except ValueError as error:
-        raise SettingsError(f"chroma: {folder} cannot be opened: {error}") from error
+    with ExitStack() as stack:
+        with translated():
+            try:
+                engine = stack.enter_context(_ENGINES.hold(folder))
+            except ValueError as error:
+                raise SettingsError(f"chroma: {folder} cannot be opened: {error}") from error
+        yield EngineClient(engine)
 
 
-def _remote(settings: Mapping[str, Any]) -> ClientAPI:
+@contextmanager
+def _remote(settings: Mapping[str, Any]) -> Iterator[ClientAPI]:
     url, timeout_s = str(settings["url"]).rstrip("/"), float(settings.get("timeout_s", TIMEOUT_S))
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise SettingsError(f"chroma: 'url' must be http(s)://host:port, not {url!r}")
+    with translated():
+        client = _connected(settings, parts, timeout_s)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def _connected(settings: Mapping[str, Any], parts: SplitResult, timeout_s: float) -> ClientAPI:
     secure = parts.scheme == "https"
-    _ask_whether_it_lives(url, timeout_s, secure)
+    _ask_whether_it_lives(str(settings["url"]).rstrip("/"), timeout_s, secure)
     client = chromadb.HttpClient(
-        host=parts.hostname,
+        host=str(parts.hostname),
         port=parts.port or (443 if secure else 80),
         ssl=secure,
         headers=dict(settings.get("headers", {})),
-        settings=_quiet() if secure else _quiet(chroma_server_ssl_verify=False),
+        settings=quiet() if secure else quiet(chroma_server_ssl_verify=False),
         tenant=settings.get("tenant", DEFAULT_TENANT),
         database=settings.get("database", DEFAULT_DATABASE),
     )
@@ -131,6 +144,6 @@ def _ask_whether_it_lives(url: str, timeout_s: float, secure: bool) -> None:
         raise StoreUnavailable(f"chroma: {url} does not answer: {error}") from error
 
 
-def _quiet(**settings: Any) -> Settings:
-    """New settings for each client: Chroma writes its host and port into those it is given."""
+def quiet(**settings: Any) -> Settings:
+    """No telemetry. New settings for each client: Chroma writes its host and port into those it is given."""
     return Settings(anonymized_telemetry=False, **settings)

@@ -151,6 +151,35 @@ def test_a_session_takes_more_at_once_the_longer_a_backlog_lasts(stage: Stage, m
     assert_equal_to_model(stage)
 
 
+def test_messages_that_stand_for_many_records_are_taken_few_at_a_time_and_folded_ahead_as_well(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    folded_on: list[bool] = []
+    fold = Pipeline.fold
+
+    def noted(self: Pipeline, events: Any, *, repair: bool = False, after: Ready | None = None) -> Ready:
+        folded_on.append(after is not None)
+        return fold(self, events, repair=repair, after=after)
+
+    with stepping(stage) as session:
+        for stream in range(12):
+            stage.append(f"thing-{100 + stream}", put(a=1, b=2, c=3))
+        relay(stage)
+        poll = session._consumer.poll
+        monkeypatch.setattr(Pipeline, "fold", noted)
+        monkeypatch.setattr(
+            session._consumer, "poll", lambda messages, timeout_s: asked.append(messages) or poll(messages, timeout_s)
+        )
+        drain(session)
+        session.step()
+        session.step()
+    assert asked[:3] == [TAKEN // 2, TAKEN // 3, TAKEN // 3], "once it is known what a message asks of the store"
+    assert asked[-1] == TAKEN // 2 // 3, "the store waits for the first fold of the next backlog"
+    assert sum(folded_on) > 1, "not only behind a batch of many messages"
+    assert_equal_to_model(stage)
+
+
 def test_a_stream_that_fails_in_the_batch_in_hand_does_not_go_on_in_the_next(stage: Stage, ahead: list[Ready]) -> None:
     with stepping(stage) as session:
         for number in range(12):

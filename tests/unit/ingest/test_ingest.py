@@ -184,6 +184,13 @@ def test_batches_are_bounded_by_count_and_by_bytes(tmp_path, log):
     assert [len(b) for b in other.batches] == [3, 3, 3, 1]
 
 
+def test_stores_can_begin_before_everything_is_read(tmp_path, log):
+    for number in range(4):
+        write(tmp_path / "r", f"m{number}.py", "#" * 400_000)
+    ingest([tmp_path / "r"], log)
+    assert [len(b) for b in log.batches] == [1, 1, 1, 1]
+
+
 def test_the_order_is_the_same_every_time(root, log):
     again = MemoryLog()
     ingest([root], log)

@@ -1,0 +1,207 @@
+"""Chroma's own process: it is asked, it fails and it ends as the engine inside ours would, but stops nobody."""
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+from chromadb.errors import NotFoundError
+
+from outbox.errors import SettingsError, StoreUnavailable
+from projectors.sinks.chroma_child import carried
+from projectors.sinks.chroma_engine import DATABASE, Engines
+from projectors.sinks.chroma_client import is_refusal, open_client
+
+WITHIN_S = 60
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "chroma"
+
+
+@pytest.fixture
+def client(folder):
+    with open_client({"path": folder}) as client:
+        yield client
+
+
+@pytest.fixture
+def records(client):
+    made = client.get_or_create_collection("records", embedding_function=None)
+    add(made, "a")
+    return made
+
+
+def add(records, *ids):
+    vectors = [np.array([1, n], np.float32) for n, _ in enumerate(ids)]
+    records.add(ids=list(ids), embeddings=vectors, documents=[*ids], metadatas=[{"n": 1}] * len(ids))
+
+
+def engines(folder):
+    return [p for p in psutil.process_iter(["cmdline"]) if str(folder) in (p.info["cmdline"] or [])]
+
+
+def engine(folder):
+    (found,) = engines(folder)
+    return found
+
+
+def test_other_threads_go_on_while_the_engine_works(folder, records):
+    answers = []
+    engine(folder).send_signal(signal.SIGSTOP)
+    asking = threading.Thread(target=lambda: answers.append(records.count()))
+    asking.start()
+    asking.join(0.2)
+    assert asking.is_alive() and not answers
+    engine(folder).send_signal(signal.SIGCONT)
+    asking.join(WITHIN_S)
+    assert answers == [1]
+
+
+def test_threads_take_turns_and_each_has_its_own_answer(client, records):
+    found = {}
+
+    def ask(n):
+        own = client.get_or_create_collection(f"own-{n}", embedding_function=None)
+        add(own, *[f"{n}-{i}" for i in range(n + 1)])
+        found[n] = (own.count(), own.get(include=[])["ids"][0])
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WITHIN_S)
+    assert found == {n: (n + 1, f"{n}-0") for n in range(6)}
+
+
+def test_sinks_and_readers_of_a_folder_share_a_process_which_ends_after_the_last(folder):
+    with open_client({"path": folder}) as one:
+        with open_client({"path": folder}):
+            process = engine(folder)
+        one.get_or_create_collection("records")
+        assert engine(folder) == process
+    with open_client({"path": folder}):
+        assert engine(folder) == process, "it rests before it ends"
+    psutil.wait_procs([process], WITHIN_S)
+    assert not process.is_running() and not engines(folder)
+
+
+def test_an_engine_at_rest_is_not_given_a_folder_that_has_taken_the_others_place(folder):
+    with open_client({"path": folder}) as client:
+        client.get_or_create_collection("records")
+    shutil.rmtree(folder)
+    with open_client({"path": folder}) as client, pytest.raises(NotFoundError):
+        client.get_collection("records")
+    assert (folder / DATABASE).is_file()
+    assert len(engines(folder)) == 1
+
+
+def test_an_engine_that_is_held_again_while_it_rests_is_not_ended(folder):
+    rested = Engines(rests_s=0.2)
+    with rested.hold(folder) as one:
+        pass
+    with rested.hold(folder) as again:
+        assert again is one
+        time.sleep(0.6)
+        assert again.ask(None, "get_max_batch_size", {})
+        assert len(engines(folder)) == 1
+    psutil.wait_procs(engines(folder), WITHIN_S)
+    assert not engines(folder)
+
+
+def test_an_engine_that_was_killed_is_an_unavailable_store_and_the_next_question_starts_another(folder, records):
+    engine(folder).kill()
+    with pytest.raises(StoreUnavailable, match="has ended with status -9"):
+        records.count()
+    assert records.get(ids=["a"], include=["documents"])["documents"] == ["a"]
+
+
+def test_signals_to_the_whole_group_leave_the_engine_to_its_parent(folder, records):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        engine(folder).send_signal(number)
+    assert records.count() == 1
+
+
+def test_an_engine_ends_with_a_parent_that_was_killed(folder):
+    code = (
+        "import os, sys; from projectors.sinks.chroma_client import open_client\n"
+        "with open_client({'path': sys.argv[1]}) as client: print('open', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(folder)]
+    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert parent.stdout.readline() == "open\n"
+        (child,) = psutil.Process(parent.pid).children()
+    finally:
+        parent.kill()
+        parent.wait(WITHIN_S)
+    psutil.wait_procs([child], WITHIN_S)
+    assert not child.is_running()
+
+
+def test_a_folder_is_opened_only_when_an_engine_left_behind_has_ended(folder):
+    lock = os.open(folder.with_name("chroma.engine"), os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    counts = []
+
+    def ask():
+        with open_client({"path": folder}) as client:
+            counts.append(client.get_max_batch_size())
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    asking.join(3)
+    assert asking.is_alive() and not list(folder.glob("*"))
+    os.close(lock)
+    asking.join(WITHIN_S)
+    assert len(counts) == 1
+
+
+def test_what_chroma_raises_is_raised_here(client, records):
+    with pytest.raises(Exception, match="dimension") as refused:
+        records.add(ids=["b"], embeddings=[[1.0, 2.0, 3.0]], documents=["b"])
+    assert is_refusal(refused.value)
+    with pytest.raises(NotFoundError):
+        client.get_collection("no such one", embedding_function=None)
+
+
+def test_a_collection_made_anew_is_not_the_one_that_was_dropped(folder, client, records):
+    client.delete_collection("records")
+    client.get_or_create_collection("records", embedding_function=None)
+    with pytest.raises(NotFoundError):
+        records.count()
+    engine(folder).kill()
+    with pytest.raises(StoreUnavailable):
+        records.count()
+    with pytest.raises(NotFoundError):  # nor does an engine that has never seen the first one take it for the second
+        records.count()
+
+
+def test_a_folder_that_cannot_be_opened_is_said_in_a_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises((SettingsError, StoreUnavailable)) as caught, open_client({"path": tmp_path / "file"}):
+        pass
+    assert "\n" not in str(caught.value)
+    assert not engines(tmp_path / "file")
+
+
+def test_an_error_that_cannot_be_sent_says_the_same():
+    class Local(Exception):
+        pass
+
+    assert str(carried(Local("as it is"))) == "Local: as it is"
+    assert isinstance(carried(ValueError("as it is")), ValueError)
+
+
+def test_nothing_of_the_engines_is_printed(folder):
+    code = f"from projectors.sinks.chroma_client import open_client\nwith open_client({{'path': {str(folder)!r}}}): print(1)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("1\n", "")
