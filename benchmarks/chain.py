@@ -86,7 +86,7 @@ class Reference:
     def choose_batches(self, sizes: Sequence[int]) -> None:
         """Note the batch size that is quickest for each store."""
         for store in self.records:
-            self.batches[store] = min(sizes, key=partial(self.load_s, store))
+            self.batches[store] = sizes[0] if len(sizes) == 1 else min(sizes, key=partial(self.load_s, store))
 
     def load_s(self, store: str, batch: int) -> float:
         records = self.records[store]
@@ -112,7 +112,7 @@ def compared(servers: Resolved, mode: str, folder: Path, count: int, given: argp
     ingested_s: list[float] = []
     with ExitStack() as stack:
         reference = prepared(stack, servers, mode, folder)
-        reference.choose_batches(natives.BATCHES[:1] if given.quick else natives.BATCHES)
+        reference.choose_batches([given.batch] if given.batch else natives.BATCHES)
         say(f"  {mode}: {count} files, batches {reference.batches}")
 
         def ours() -> float:
@@ -222,9 +222,10 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=FILES, help=f"of the corpus ({FILES:,}; all of it: {ALL:,})")
     parser.add_argument("--corpus", type=Path, action="append", default=[], help="a folder of further packages")
     parser.add_argument("--mode", choices=[*STORES, "both"], default="both", help="broker and stores (both)")
+    parser.add_argument("--batch", type=int, help="records in a bulk call, instead of the best for each store")
     given = parser.parse_args()
     if given.quick:
-        given.files = 12
+        given.files, given.batch = 12, natives.BATCHES[0]
     servers = ["kafka", *SERVERS.values()] if given.mode != "embedded" else []
     run("chain", ["postgres", *servers], measure, given)
 

@@ -38,11 +38,25 @@ def processes(settings: Mapping[str, str], commands: Sequence[Sequence[str]]) ->
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         environment, folder = {**os.environ, **settings}, Path(name)
         started = [stack.enter_context(process(environment, folder, *command)) for command in commands]
-        yield
-        for one, command in zip(started, commands, strict=True):
-            if one.status() == psutil.STATUS_ZOMBIE:
-                said = _log(folder, command).read_text("utf-8")
-                raise RuntimeError(f"outbox {' '.join(command)} ended: {said[-500:]}")
+        try:
+            yield
+        except Exception as error:
+            _check(started, commands, folder, error)
+            raise
+        _check(started, commands, folder)
+
+
+def _check(
+    started: Sequence[psutil.Process],
+    commands: Sequence[Sequence[str]],
+    folder: Path,
+    error: Exception | None = None,
+) -> None:
+    """Raise if one has ended by itself, which is then why the block has failed, if it has."""
+    for one, command in zip(started, commands, strict=True):
+        if one.status() == psutil.STATUS_ZOMBIE:
+            said = _log(folder, command).read_text("utf-8")
+            raise RuntimeError(f"outbox {' '.join(command)} ended: {said[-500:]}") from error
 
 
 def _log(folder: Path, arguments: Sequence[str]) -> Path:

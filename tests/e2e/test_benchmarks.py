@@ -15,6 +15,7 @@ import pytest
 from benchmarks import __main__ as benchmarks
 from benchmarks import pictures, results
 from benchmarks.measuring import interleaved
+from benchmarks.processes import processes
 from benchmarks.results import Result, at_least, at_most, beside
 from deploy.local.servers import variable
 from tests.integration.reading import until
@@ -177,3 +178,12 @@ def test_the_ratio_is_the_median_of_the_rounds_ratios_and_is_what_the_target_bou
     assert beside("rate", samples, ("append", "raw"), "events/s", at_least(0.81)).met is False
     assert Result("latency", "ms", {"ours": [2.0, 4.0]}, at_most(2.9)).met is False
     assert Result("latency", "ms", {"ours": [2.0, 4.0]}).met is None
+
+
+def test_a_process_that_has_ended_by_itself_is_named_as_the_reason() -> None:
+    with pytest.raises(RuntimeError, match=r"outbox relay ended: .*relay\.nonsense") as failed:  # noqa: SIM117
+        with processes({"OUTBOX_RELAY__NONSENSE": "1"}, [["relay"]]):
+            children = psutil.Process().children()
+            until(lambda: any(one.status() == psutil.STATUS_ZOMBIE for one in children), "the relay ends")
+            raise TimeoutError("nothing came")
+    assert isinstance(failed.value.__cause__, TimeoutError)
