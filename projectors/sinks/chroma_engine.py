@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from multiprocessing.spawn import get_executable
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -59,8 +60,9 @@ class Engine:
             return self._exchange(link, (place, method, given))
 
     def fits(self) -> bool:
-        """Whether the folder is the one that was opened: somebody may have removed it since."""
-        return self._opened == _identity(self._folder)
+        """Whether its process lives, and the folder is the one that was opened: somebody may have removed it since."""
+        lives = self._process is not None and self._process.poll() is None
+        return lives and self._opened == _identity(self._folder)
 
     def close(self) -> None:
         """End the process, which closes the folder."""
@@ -71,7 +73,7 @@ class Engine:
         here, there = socket.socketpair()
         with there:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", CHILD, str(there.fileno()), str(self._folder)],
+                [get_executable(), "-P", "-m", CHILD, str(there.fileno()), str(self._folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[there.fileno()],
@@ -95,6 +97,9 @@ class Engine:
         except (EOFError, OSError) as error:
             status = self._end()
             raise StoreUnavailable(f"chroma: its process for {self._folder} has ended with status {status}") from error
+        except BaseException:  # a signal's: the answer is still to come, and must not be the next question's
+            self._end()
+            raise
         if not done:
             raise value
         return value
@@ -150,7 +155,7 @@ class Engines:
                     self._rest(key, held)
 
     def _fit(self, key: tuple[int, str]) -> _Held | None:
-        """The engine that is there, if its folder is still the one it has opened."""
+        """The engine that is there, if it still serves this folder."""
         held = self._engines.get(key)
         if held is not None and not held.holders:
             held.leaves.cancel()

@@ -124,6 +124,36 @@ def test_an_engine_that_was_killed_is_an_unavailable_store_and_the_next_question
     assert records.get(ids=["a"], include=["documents"])["documents"] == ["a"]
 
 
+def test_an_engine_that_died_at_rest_is_not_given_to_the_next(folder):
+    with open_client({"path": folder}):
+        died = engine(folder)
+    died.kill()
+    psutil.wait_procs([died], 1)  # a zombie, until somebody asks
+    with open_client({"path": folder}) as client:
+        assert client.get_max_batch_size()
+
+
+def test_a_question_that_was_interrupted_leaves_its_answer_to_nobody(folder, records):
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(*_):
+        raise Interrupted
+
+    process, before = engine(folder), signal.signal(signal.SIGUSR1, interrupt)
+    process.suspend()
+    later = [threading.Timer(0.3, signal.pthread_kill, (threading.main_thread().ident, signal.SIGUSR1))]
+    later.append(threading.Timer(0.6, process.resume))
+    try:
+        for timer in later:
+            timer.start()
+        with pytest.raises(Interrupted):
+            records.count()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert records.get(ids=["a"], include=["documents"])["documents"] == ["a"]
+
+
 def test_signals_to_the_whole_group_leave_the_engine_to_its_parent(folder, records):
     for number in (signal.SIGINT, signal.SIGTERM):
         engine(folder).send_signal(number)
