@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -39,6 +40,9 @@ Client: TypeAlias = ClientAPI | EngineClient
 Records: TypeAlias = Collection | EngineCollection
 
 _ENGINES: Final = Engines()
+
+_OPENING = threading.Lock()
+"""Chroma counts the clients of an address, but makes and ends what they share outside its own lock."""
 
 
 def collection_name(projection: str, generation: str, part: Part) -> str:
@@ -108,12 +112,13 @@ def _remote(settings: Mapping[str, Any]) -> Iterator[ClientAPI]:
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise SettingsError(f"chroma: 'url' must be http(s)://host:port, not {url!r}")
-    with translated():
+    with _OPENING, translated():
         client = _connected(settings, parts, timeout_s)
     try:
         yield client
     finally:
-        client.close()
+        with _OPENING:
+            client.close()
 
 
 def _connected(settings: Mapping[str, Any], parts: SplitResult, timeout_s: float) -> ClientAPI:

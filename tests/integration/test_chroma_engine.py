@@ -15,6 +15,7 @@ import pytest
 from chromadb.errors import NotFoundError
 
 from outbox.errors import SettingsError, StoreUnavailable
+from projectors.sinks import chroma_client
 from projectors.sinks.chroma_child import carried
 from projectors.sinks.chroma_engine import DATABASE, Engines
 from projectors.sinks.chroma_client import is_refusal, open_client
@@ -235,3 +236,29 @@ def test_nothing_of_the_engines_is_printed(folder):
     code = f"from projectors.sinks.chroma_client import open_client\nwith open_client({{'path': {str(folder)!r}}}): print(1)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+def test_clients_of_a_server_are_made_and_ended_one_at_a_time(monkeypatch):
+    inside, most, taken = [0], [0], []
+
+    def alone(*_):
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.02)
+        inside[0] -= 1
+        return Client()
+
+    class Client:
+        close = staticmethod(alone)
+
+    def open_one():
+        with open_client({"url": "http://127.0.0.1:1"}) as client:
+            taken.append(client)
+
+    monkeypatch.setattr(chroma_client, "_connected", alone)
+    threads = [threading.Thread(target=open_one) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WITHIN_S)
+    assert len(taken) == 5 and most == [1]
