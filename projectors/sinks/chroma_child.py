@@ -14,7 +14,7 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -86,10 +86,11 @@ def alone(folder: Path) -> int:
 def log_ahead(folder: Path) -> None:
     """Have SQLite append to one log, where it would wait for the disk several times a write (https://sqlite.org/wal.html).
 
-    The mode is kept in the file's header. A file system that cannot have it leaves it as it was.
+    The mode is kept in the file's header. Where it cannot be had it stays as it was, and what is wrong with the file is
+    Chroma's to say.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(folder / DATABASE)) as database:
+    with suppress(sqlite3.Error), closing(sqlite3.connect(folder / DATABASE)) as database:
         database.execute("PRAGMA journal_mode = WAL")
 
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from chromadb.errors import NotFoundError
 
-from outbox.errors import SettingsError, StoreUnavailable
+from outbox.errors import SettingsError, StoreError, StoreUnavailable
 from projectors.sinks import chroma_client
 from projectors.sinks.chroma_child import carried
 from projectors.sinks.chroma_engine import DATABASE, Engines
@@ -222,6 +222,14 @@ def test_a_folder_that_cannot_be_opened_is_said_in_a_line(tmp_path):
         pass
     assert "\n" not in str(caught.value)
     assert not engines(tmp_path / "file")
+
+
+def test_a_database_that_is_none_is_said_in_a_line(folder):
+    folder.mkdir()
+    (folder / DATABASE).write_bytes(b"no database " * 1000)
+    with pytest.raises((SettingsError, StoreError)) as caught, open_client({"path": folder}):
+        pass
+    assert "\n" not in str(caught.value)
 
 
 def test_an_error_that_cannot_be_sent_says_the_same():
