@@ -193,6 +193,9 @@ class ConfluentConsumer:
         self._assign()
 
     def _on_assign(self, consumer: Any, partitions: Sequence[Any]) -> None:
+        if self._consumer is None:  # closing: its member id would be waited for, by all threads and for good
+            consumer.assign([])
+            return
         if self._name is not None:
             self._name.known_as(consumer.memberid())
         self._pending = [TopicPartition(p.topic, p.partition) for p in partitions]
