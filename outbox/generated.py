@@ -165,7 +165,7 @@ class Generator:
             if types.count(known) == 1:
                 place = types.index(known)
                 lines.append(f"{word} kind is {known}:")
-                lines += _in([f"out += {self._constant(zigzag(place))}", *self._typed(branches[place], item)])
+                lines += _in([f"out += {zigzag(place)!r}", *self._typed(branches[place], item)])
                 word = "elif"
         if len(branches) == 2 and set(types) == {None, "NoneType"}:  # whatever else the type is, if it is one at all
             place = types.index(None)

@@ -26,7 +26,8 @@ from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, Settings
 from chromadb.errors import ChromaError, NotFoundError
 
 from outbox.errors import SettingsError, StoreError, StoreUnavailable
-from projectors.sinks.chroma_engine import EngineClient, EngineCollection, Engines
+from projectors.sinks.chroma_engine import Engine, EngineClient, EngineCollection
+from projectors.sinks.shared import Shared
 
 TIMEOUT_S: Final = 30.0
 """How long a server may take to answer. A full batch of 5,461 records takes it a few seconds on two cores."""
@@ -39,7 +40,11 @@ Part = Literal["records", "tombstones"]
 Client: TypeAlias = ClientAPI | EngineClient
 Records: TypeAlias = Collection | EngineCollection
 
-_ENGINES: Final = Engines()
+RESTS_S: Final = 3.0
+"""How long an engine that nobody holds stays open: to start one takes a second or two, most of it Chroma's imports, and
+who builds a generation, then serves it, lets go in between. Another process that wants the folder waits for its end."""
+
+_ENGINES: Final = Shared(Engine.close, rests_s=RESTS_S, fits=Engine.fits)
 
 _OPENING = threading.Lock()
 """Chroma counts the clients of an address, but makes and ends what they share outside its own lock."""
@@ -100,7 +105,7 @@ def _embedded(settings: Mapping[str, Any]) -> Iterator[EngineClient]:
     with ExitStack() as stack:
         with translated():
             try:
-                engine = stack.enter_context(_ENGINES.hold(folder))
+                engine = stack.enter_context(_ENGINES.hold(folder, Engine))
             except ValueError as error:
                 raise SettingsError(f"chroma: {folder} cannot be opened: {error}") from error
         yield EngineClient(engine)
@@ -123,7 +128,7 @@ def _remote(settings: Mapping[str, Any]) -> Iterator[ClientAPI]:
 
 def _connected(settings: Mapping[str, Any], parts: SplitResult, timeout_s: float) -> ClientAPI:
     secure = parts.scheme == "https"
-    _ask_whether_it_lives(str(settings["url"]).rstrip("/"), timeout_s, secure)
+    _ask_whether_it_lives(parts.geturl(), timeout_s, secure)
     client = chromadb.HttpClient(
         host=str(parts.hostname),
         port=parts.port or (443 if secure else 80),

@@ -13,9 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.spawn import get_executable
 from pathlib import Path
@@ -28,9 +26,6 @@ CHILD: Final = "projectors.sinks.chroma_child"
 
 DATABASE: Final = "chroma.sqlite3"
 """Chroma's own name for it."""
-
-RESTS_S: Final = 3.0
-"""How long an engine that nobody holds stays open. Another process that wants the folder waits until it has ended."""
 
 ENDS_WITHIN_S: Final = 30.0
 """A process that has lost its other end finishes what it does, and ends; after so long it is killed."""
@@ -125,62 +120,6 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-class Engines:
-    """The engines of this process, one a folder: whoever holds the same folder shares its engine.
-
-    An engine that nobody holds stays for a while: to start one takes a second or two, most of it Chroma's imports, and
-    who builds a generation, then serves it, lets go in between.
-    """
-
-    def __init__(self, rests_s: float = RESTS_S) -> None:
-        self._rests_s = rests_s
-        self._engines: dict[tuple[int, str], _Held] = {}
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def hold(self, folder: Path) -> Iterator[Engine]:
-        """The folder's engine. Raises as :class:`Engine` does."""
-        key = (os.getpid(), str(folder))  # a forked child has no use for its parent's
-        with self._lock:
-            held = self._fit(key) or self._engines.setdefault(key, _Held(Engine(folder)))
-            held.holders += 1
-        try:
-            yield held.engine
-        finally:
-            with self._lock:
-                held.holders -= 1
-                if not held.holders:
-                    self._rest(key, held)
-
-    def _fit(self, key: tuple[int, str]) -> _Held | None:
-        """The engine that is there, if it still serves this folder."""
-        held = self._engines.get(key)
-        if held is not None and not held.holders:
-            held.leaves.cancel()
-            if not held.engine.fits():
-                self._engines.pop(key).engine.close()
-                return None
-        return held
-
-    def _rest(self, key: tuple[int, str], held: _Held) -> None:
-        held.leaves = threading.Timer(self._rests_s, self._leave, (key, held))
-        held.leaves.daemon = True
-        held.leaves.start()
-
-    def _leave(self, key: tuple[int, str], held: _Held) -> None:
-        with self._lock:
-            if not held.holders and self._engines.get(key) is held:
-                self._engines.pop(key).engine.close()
-
-
-@dataclass(slots=True)
-class _Held:
-    engine: Engine
-    holders: int = 0
-    leaves: threading.Timer = field(default_factory=lambda: threading.Timer(0, bool))
-    """Ends an engine that nobody holds."""
 
 
 class EngineClient:

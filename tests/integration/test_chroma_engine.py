@@ -17,8 +17,9 @@ from chromadb.errors import NotFoundError
 from outbox.errors import SettingsError, StoreError, StoreUnavailable
 from projectors.sinks import chroma_client
 from projectors.sinks.chroma_child import carried
-from projectors.sinks.chroma_engine import DATABASE, Engines
+from projectors.sinks.chroma_engine import DATABASE, Engine
 from projectors.sinks.chroma_client import is_refusal, open_client
+from projectors.sinks.shared import Shared
 
 WITHIN_S = 60
 
@@ -95,6 +96,13 @@ def test_sinks_and_readers_of_a_folder_share_a_process_which_ends_after_the_last
     assert not process.is_running() and not engines(folder)
 
 
+def test_a_folder_has_one_process_by_whatever_path_it_is_reached(folder, tmp_path):
+    (tmp_path / "other").symlink_to(folder)
+    with open_client({"path": folder}) as one, open_client({"path": tmp_path / "other"}) as other:
+        one.get_or_create_collection("records", embedding_function=None)
+        assert other.get_collection("records", embedding_function=None).count() == 0
+
+
 def test_an_engine_at_rest_is_not_given_a_folder_that_has_taken_the_others_place(folder):
     with open_client({"path": folder}) as client:
         client.get_or_create_collection("records")
@@ -106,10 +114,10 @@ def test_an_engine_at_rest_is_not_given_a_folder_that_has_taken_the_others_place
 
 
 def test_an_engine_that_is_held_again_while_it_rests_is_not_ended(folder):
-    rested = Engines(rests_s=0.2)
-    with rested.hold(folder) as one:
+    rested = Shared(Engine.close, rests_s=0.2, fits=Engine.fits)
+    with rested.hold(folder, Engine) as one:
         pass
-    with rested.hold(folder) as again:
+    with rested.hold(folder, Engine) as again:
         assert again is one
         time.sleep(0.6)
         assert again.ask(None, "get_max_batch_size", {})
