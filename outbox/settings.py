@@ -51,6 +51,7 @@ class Kafka(Section):
     partitions: int = Field(12, ge=1, le=10_000)
     replication: int = -1
     compression: Compression | None = None
+    linger_ms: float | None = Field(None, ge=0)
     max_message_bytes: int = Field(MESSAGE_BYTES_MAX, ge=1_000)
     session_timeout_s: float = Field(10.0, gt=0)
     member: str | None = None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from outbox.broker import KafkaSettings
 from outbox.errors import SettingsError
 from outbox.settings import load
 
@@ -85,6 +86,7 @@ def test_a_file_that_is_no_toml_is_refused(text: str | bytes) -> None:
         ("OUTBOX_PROJECTORS", "{", ["projectors"]),
         ("OUTBOX_PROJECTORS", '{"x": {"projection": "graph"}}', ["projectors.x.store"]),
         ("OUTBOX_KAFKA__CLIENT", "carrier pigeon", ["kafka.client"]),
+        ("OUTBOX_KAFKA__LINGER_MS", "-1", ["kafka.linger_ms", "-1"]),
     ],
 )
 def test_what_is_wrong_is_named_by_its_key(
@@ -127,11 +129,13 @@ def test_each_section_reaches_the_part_it_is_for(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("OUTBOX_KAFKA__PARTITIONS", "3")
     monkeypatch.setenv("OUTBOX_KAFKA__SECURITY", '{"sasl.username": "me"}')
     monkeypatch.setenv("OUTBOX_KAFKA__MEMBER", "shop-projector-0")
+    monkeypatch.setenv("OUTBOX_KAFKA__LINGER_MS", "5")
     settings = load(prefix="shop", relay={"name": "second", "page_max": 500})
     assert settings.dsn == "postgresql://somewhere"
     kafka = settings.kafka_settings()
     assert (kafka.bootstrap, kafka.partitions, dict(kafka.security)) == ("kafka:9092", 3, {"sasl.username": "me"})
-    assert kafka.member == "shop-projector-0"
+    assert (kafka.member, kafka.linger_ms) == ("shop-projector-0", 5.0)
+    assert load(kafka={"bootstrap": "kafka:9092"}).kafka_settings().linger_ms == KafkaSettings("kafka:9092").linger_ms
     relay = settings.relay_settings()
     assert (relay.name, relay.prefix, relay.page_max) == ("second", "shop", 500)
 
