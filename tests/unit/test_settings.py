@@ -135,9 +135,12 @@ def test_each_section_reaches_the_part_it_is_for(monkeypatch: pytest.MonkeyPatch
     kafka = settings.kafka_settings()
     assert (kafka.bootstrap, kafka.partitions, dict(kafka.security)) == ("kafka:9092", 3, {"sasl.username": "me"})
     assert (kafka.member, kafka.linger_ms) == ("shop-projector-0", 5.0)
-    assert load(kafka={"bootstrap": "kafka:9092"}).kafka_settings().linger_ms == KafkaSettings("kafka:9092").linger_ms
     relay = settings.relay_settings()
     assert (relay.name, relay.prefix, relay.page_max) == ("second", "shop", 500)
+
+
+def test_what_is_not_given_of_kafka_is_as_its_own_settings_have_it() -> None:
+    assert load(kafka={"bootstrap": "kafka:9092"}).kafka_settings() == KafkaSettings("kafka:9092")
 
 
 def test_a_folder_in_the_home_is_understood() -> None:
