@@ -17,7 +17,8 @@ from benchmarks.elsewhere import elsewhere
 from outbox.broker import KafkaSettings, Message, open_kafka
 from outbox.broker.confluent_producer import BATCH_BYTES_MAX, QUEUE_KIB_MAX, QUEUE_MESSAGES_MAX
 from outbox.broker.kafka_python_producer import BATCH_BYTES
-from outbox.relay.rows import COLUMNS, OutboxRow, outbox_rows, read_as_sent
+from outbox.log.as_sent import read_as_sent
+from outbox.relay.rows import COLUMNS, OutboxRow, outbox_rows
 
 ROWS: Final = f"""
 SELECT {COLUMNS} FROM (

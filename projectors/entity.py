@@ -16,6 +16,9 @@ from projectors.record import Document, Edge, Node, Record, Scalar, Vector
 VECTOR_TEXT_LENGTH_MAX: Final = 8_000
 """Characters embedded: what lies beyond no longer moves a vector noticeably."""
 
+RESETTING: Final = frozenset({"entity.upserted", "entity.deleted"})
+"""Types of events behind which nothing that came before matters."""
+
 
 @dataclass(frozen=True, slots=True)
 class Link:
@@ -109,6 +112,11 @@ class EntityProjection:
 
     def fold(self, state: Entity | None, event: Event) -> Entity | None:
         return fold(state, event)
+
+    def resets(self, stream: str, version: int, type: str) -> bool:  # noqa: A002  # the protocol's name for it
+        """An upsert says all there is, and so does an end."""
+        del stream, version
+        return type in RESETTING
 
     def records(self, stream: str, state: Entity | None) -> Iterable[Record]:
         del stream  # the entity knows its key

@@ -15,7 +15,8 @@ from typing import Any, Final, NamedTuple
 
 from outbox.errors import ProjectionError
 from outbox.event import Event
-from projectors.projection import Projection
+from outbox.log.read import Resets
+from projectors.projection import Projection, resets_of
 from projectors.record import Change, Record, by_key, canonical
 
 STATES_MAX: Final = 20_000
@@ -65,6 +66,13 @@ class Folded:
     failure: Failure | None = None
 
 
+def begun(resets: Resets | None, state: State, event: Event) -> State:
+    """``state``, or the empty one right before an event behind which nothing that came before matters: what such a one
+    makes void need not have been read (:func:`outbox.log.read.without_void`)."""
+    anew = resets is not None and resets(event.stream, event.version, event.type)
+    return State(event.version - 1) if anew else state
+
+
 def advance(projection: Projection, state: State, event: Event) -> State:
     """The state one event further.
 
@@ -105,6 +113,7 @@ class Folding:
 
     def __init__(self, projection: Projection, below: Below, states_max: int = STATES_MAX) -> None:
         self._projection = projection
+        self._resets = resets_of(projection)
         self._below = below
         self._states_max = states_max
         self._states: OrderedDict[str, State] = OrderedDict()
@@ -157,7 +166,8 @@ class Folding:
         """Read what is missing: into ``bases`` what lies below a batch, into the batch what lies within.
 
         A hole behind a cached state is filled into the batch, since its events may be in no store yet. Without
-        a cached state everything below the first event delivered is applied: the checkpoint has passed it.
+        a cached state everything below the first event delivered is applied: the checkpoint has passed it. What fails
+        there is no failure if a later event makes it void.
         """
         missing = {s: below for s, batch in batches.items() if (below := self._missing_below(s, batch))}
         failures: dict[str, Failure] = {}
@@ -169,11 +179,14 @@ class Folding:
                     if event.version > bases[stream].version:
                         batch.setdefault(event.version, event)
                     continue
+                base = begun(self._resets, bases[stream], event)
+                if stream in failures and base is bases[stream]:
+                    continue
+                failures.pop(stream, None)
                 try:
-                    bases[stream] = advance(self._projection, bases[stream], event)
+                    bases[stream] = advance(self._projection, base, event)
                 except Exception as error:  # noqa: BLE001  # the projection's own code may raise anything
                     failures[stream] = _failure(event, error)
-                    break
         return failures
 
     def _missing_below(self, stream: str, batch: Batch) -> int:

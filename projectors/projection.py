@@ -9,9 +9,10 @@ stream once owned and owns no longer become tombstones by themselves.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from outbox.event import Event
+from outbox.log.read import Resets
 from projectors.record import Record
 
 
@@ -28,3 +29,20 @@ class Projection(Protocol):
     def records(self, stream: str, state: Any) -> Iterable[Record]:
         """What the store holds for this stream in this state. Keys must be owned by this stream alone:
         the stream's name, or the name with a suffix behind ``#``."""
+
+
+@runtime_checkable
+class Resetting(Protocol):
+    """What a projection may offer beside: it knows events behind which nothing that came before matters.
+
+    A rebuild then reads a stream from its last such event on, and so does ``verify``: what is older is neither decoded
+    nor folded, and an older event that would fail does not. A projector that runs takes each event as it comes.
+    """
+
+    def resets(self, stream: str, version: int, type: str) -> bool:  # noqa: A002  # the field's name for it
+        """Whether ``fold`` gives the same for this event whatever the state before it was."""
+
+
+def resets_of(projection: Projection) -> Resets | None:
+    """How a projection tells such events; None if it does not."""
+    return projection.resets if isinstance(projection, Resetting) else None

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from outbox.event import Event
 from projectors.record import Record, Row
 
 Columns = Mapping[str, Any]
+
+RESETTING: Final = frozenset({"row.inserted", "row.updated", "row.deleted"})
+"""Types of events behind which nothing that came before matters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,11 @@ class Rows:
             case "row.deleted":
                 return None
         return state
+
+    def resets(self, stream: str, version: int, type: str) -> bool:  # noqa: A002  # the protocol's name for it
+        """Each of them says the whole row."""
+        del stream, version
+        return type in RESETTING
 
     def records(self, stream: str, state: Columns | None) -> Iterable[Record]:
         """The one row, while there is one."""

@@ -8,13 +8,14 @@ the log and this list.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from outbox.database import Connection
 from outbox.event import Event
+from outbox.log.read import Resets
 from projectors.pipeline import Plan
-from projectors.projection import Projection
+from projectors.projection import Projection, resets_of
 from projectors.record import Record
 
 _LOAD: Final = "SELECT stream, version FROM outbox.skipped WHERE projector = %s"
@@ -38,6 +39,10 @@ class Skipping:
 
     projection: Projection
     skipped: frozenset[tuple[str, int]] = frozenset()
+    _resets: Resets | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._resets = resets_of(self.projection)
 
     @property
     def categories(self) -> Sequence[str]:
@@ -50,6 +55,11 @@ class Skipping:
 
     def records(self, stream: str, state: Any) -> Iterable[Record]:
         return self.projection.records(stream, state)
+
+    def resets(self, stream: str, version: int, type: str) -> bool:  # noqa: A002  # the protocol's name for it
+        """As the projection says, but an event that is skipped leaves everything as it is."""
+        told = self._resets
+        return told is not None and (stream, version) not in self.skipped and told(stream, version, type)
 
     def load(self, connection: Connection, projector: str) -> None:
         """Take up what is skipped as of now."""

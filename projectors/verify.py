@@ -21,9 +21,10 @@ from outbox.event import category_of
 from outbox.log.read import read_stream
 from projectors import ledger
 from projectors.decoding import Deferring
-from projectors.folding import State, advance, forms
+from projectors.folding import State, advance, begun, forms
 from projectors.model import model_of
 from projectors.pipeline import Plan, embedded, embedded_records
+from projectors.projection import resets_of
 from projectors.record import Change, Record, Stored, digest
 from projectors.sinks.protocol import Sink
 from projectors.skipping import skipping
@@ -206,13 +207,14 @@ class Verifier:
         """The records of each version that can be folded."""
         if category_of(stream) not in self._plan.projection.categories:
             return
-        state = State()
+        state, resets = State(), resets_of(self._plan.projection)
         for event in read_stream(self._connection, stream, Deferring(self._registry)):
             try:
-                state = advance(self._plan.projection, state, event)
+                state = advance(self._plan.projection, begun(resets, state, event), event)
                 made = forms(self._plan.projection, stream, state.value)
             except Exception:  # noqa: BLE001  # the projection's own code may raise anything; the stream gets parked
-                return
+                state = State(-1)  # which nothing follows but an event that makes void what failed
+                continue
             yield event.version, made
 
     def _digest(self, made: tuple[Record, bytes] | None) -> bytes | None:

@@ -10,7 +10,7 @@ The connection's row factory does not matter. Rows of a type or schema the regis
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, LiteralString
 
 import psycopg
@@ -19,10 +19,16 @@ from psycopg.rows import tuple_row
 from outbox.codec import Registry
 from outbox.database import Connection
 from outbox.event import Event
+from outbox.log.as_sent import json_of, read_as_sent, time_of
 from outbox.log.statement import VERSION_MAX
 
 PAGE: Final = 1_000
 """Events fetched at a time."""
+
+Row = tuple[Any, ...]
+Resets = Callable[[str, int, str], bool]
+"""Whether an event, of which stream, version and type are given, says all there is of its stream: what was before it
+does not matter to what follows."""
 
 COLUMNS: Final = "stream, version, type, data, id, position, at, meta"
 
@@ -55,18 +61,28 @@ SELECT category FROM c WHERE category IS NOT NULL
 """
 _VERSION: Final = "SELECT coalesce(max(version), 0) FROM outbox.event WHERE stream = %(stream)s"
 
-
 _EVERYTHING: Final = ("", "\U0010ffff")
 """Bounds of all streams' names, in byte order: no name holds a character that cannot be printed."""
 
 
 def read_stream(
-    connection: Connection, stream: str, registry: Registry, *, after: int = 0, page: int = PAGE
+    connection: Connection,
+    stream: str,
+    registry: Registry,
+    *,
+    after: int = 0,
+    page: int = PAGE,
+    resets: Resets | None = None,
 ) -> Iterator[Event]:
-    """The events of one stream with a version above ``after``, in order."""
-    while rows := _fetch(connection, _STREAM, stream=stream, after=after, page=page):
-        yield from (event_of(row, registry) for row in rows)
-        after = rows[-1][1]
+    """The events of one stream with a version above ``after``, in order. ``resets``: see :func:`without_void`."""
+
+    def rows() -> Iterator[Row]:
+        last = after
+        while found := _fetch(connection, _STREAM, stream=stream, after=last, page=page):
+            yield from found
+            last = found[-1][1]
+
+    return (event_of(row, registry) for row in without_void(rows(), resets))
 
 
 def categories(connection: Connection) -> list[str]:
@@ -97,29 +113,60 @@ def read_by_stream(
     categories: Sequence[str] | None = None,
     after_stream: str = "",
     page: int = PAGE,
+    resets: Resets | None = None,
 ) -> Iterator[Event]:
     """Every event of the categories (None: all), stream by stream in byte order, versions in order.
 
-    Starts after the stream named: a rebuild that was stopped goes on from the last stream it finished.
+    Starts after the stream named: a rebuild that was stopped goes on from the last stream it finished. ``resets``: see
+    :func:`without_void`.
     """
-    ranges = [_EVERYTHING] if categories is None else [_range(c) for c in sorted(set(categories))]
-    for first, below in ranges:
-        stream, version = max((first, 0), (after_stream, VERSION_MAX))
-        while rows := _fetch(connection, _BY_STREAM, stream=stream, version=version, below=below, page=page):
-            yield from (event_of(row, registry) for row in rows)
-            stream, version = rows[-1][0], rows[-1][1]
+
+    def rows() -> Iterator[Row]:
+        ranges = [_EVERYTHING] if categories is None else [_range(c) for c in sorted(set(categories))]
+        for first, below in ranges:
+            stream, version = max((first, 0), (after_stream, VERSION_MAX))
+            while found := _fetch(connection, _BY_STREAM, stream=stream, version=version, below=below, page=page):
+                yield from found
+                stream, version = found[-1][0], found[-1][1]
+
+    return (event_of(row, registry) for row in without_void(rows(), resets))
 
 
-def read_below(connection: Connection, below: Mapping[str, int], registry: Registry) -> Iterator[Event]:
-    """For each stream named, its events with a version below the one given; stream by stream, in order.
+def read_below(
+    connection: Connection, below: Mapping[str, int], registry: Registry, *, resets: Resets | None = None
+) -> Iterator[Event]:
+    """For each stream named, its events with a version below the one given; stream by stream, in order. ``resets``: see
+    :func:`without_void`.
 
     A cursor of the server's holds a transaction open until the last event is taken or the generator closed.
     """
     parameters = {"streams": list(below), "below": list(below.values())}
     with connection.transaction(), psycopg.ServerCursor(connection, "outbox_below", row_factory=tuple_row) as cursor:
         cursor.itersize = PAGE
-        for row in cursor.execute(_PARTS, parameters):
+        read_as_sent(cursor)
+        for row in without_void(cursor.execute(_PARTS, parameters, binary=True), resets):
             yield event_of(row, registry)
+
+
+def without_void(rows: Iterable[Row], resets: Resets | None, most: int = PAGE) -> Iterator[Row]:
+    """Rows of :data:`COLUMNS`, stream by stream, without those that a later event of their stream makes void.
+
+    They are not even decoded. With more than ``most`` events before such a one, only the last of them are left out:
+    memory stays flat. So whoever reads on must begin anew at each such event.
+    """
+    if resets is None:
+        yield from rows
+        return
+    kept: list[Row] = []
+    for row in rows:
+        if kept:
+            if row[0] != kept[0][0] or len(kept) == most:
+                yield from kept
+                kept.clear()
+            elif resets(row[0], row[1], row[2]):
+                kept.clear()
+        kept.append(row)
+    yield from kept
 
 
 def version_of(connection: Connection, stream: str) -> int:
@@ -128,14 +175,16 @@ def version_of(connection: Connection, stream: str) -> int:
     return int(rows[0][0])
 
 
-def event_of(row: Sequence[Any], registry: Registry) -> Event:
-    """Decode one row of :data:`COLUMNS`."""
-    stream, version, kind, data, id_, position, at, meta = row
-    return Event(stream, version, kind, registry.decode(kind, bytes(data)), id_, position, at, meta)
+def event_of(row: Row, registry: Registry) -> Event:
+    """Decode one row of :data:`COLUMNS`, read as it was sent."""
+    stream, version, kind, data, id_, position, at_us, meta = row
+    return Event(stream, version, kind, registry.decode(kind, data), id_, position, time_of(at_us), json_of(meta))
 
 
-def _fetch(connection: Connection, query: LiteralString, **parameters: Any) -> list[tuple[Any, ...]]:
-    return psycopg.Cursor(connection, row_factory=tuple_row).execute(query, parameters).fetchall()
+def _fetch(connection: Connection, query: LiteralString, **parameters: Any) -> list[Row]:
+    cursor = psycopg.Cursor(connection, row_factory=tuple_row)
+    read_as_sent(cursor)
+    return cursor.execute(query, parameters, binary=True).fetchall()
 
 
 def _range(category: str) -> tuple[str, str]:

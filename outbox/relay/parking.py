@@ -16,7 +16,8 @@ import orjson
 
 from outbox.database import Connection
 from outbox.errors import DatabaseError
-from outbox.relay.rows import COLUMNS, OutboxRow, outbox_rows, read_as_sent
+from outbox.log.as_sent import read_as_sent
+from outbox.relay.rows import COLUMNS, OutboxRow, outbox_rows
 
 BEHIND: Final = "waits behind an earlier row of its key"
 """The reason of a row that was never refused itself."""

@@ -10,8 +10,9 @@ from typing import Final
 import psycopg
 
 from outbox.database import Connection
+from outbox.log.as_sent import read_as_sent
 from outbox.relay.cursor import Cursor, Snapshot
-from outbox.relay.rows import COLUMNS, OutboxRow, outbox_row, outbox_rows, read_as_sent
+from outbox.relay.rows import COLUMNS, OutboxRow, outbox_row, outbox_rows
 from outbox.relay.sleep import UNLOCK, Sleep
 
 PLANNING: Final[Mapping[str, str]] = {

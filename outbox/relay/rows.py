@@ -10,12 +10,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-import orjson
-from psycopg.abc import AdaptContext
-from psycopg.types.numeric import Int8BinaryLoader
-from psycopg.types.string import ByteaBinaryLoader
-
 from outbox.envelope import Headers, event_headers, plain_headers
+from outbox.log.as_sent import EMPTY, json_of
 
 COLUMNS: Final = """
 o.seq, o.position,
@@ -26,10 +22,7 @@ e.version, e.type, e.id::text, e.at,
 CASE WHEN o.position IS NULL THEN o.headers ELSE e.meta END
 """
 """The columns of an :class:`OutboxRow`, of a row ``o`` of the outbox and its event ``e``, if it has one. To be read in
-binary form, after :func:`read_as_sent`."""
-
-EMPTY: Final = b"\1{}"
-"""An empty object as PostgreSQL sends it: a jsonb's binary form begins with its version."""
+binary form, after :func:`outbox.log.as_sent.read_as_sent`."""
 
 
 class OutboxRow(NamedTuple):
@@ -53,8 +46,8 @@ class OutboxRow(NamedTuple):
         """Made anew whenever they are asked for."""
         _, position, _, _, _, version, type_, id_, at_us, json = self
         if position is None:
-            return plain_headers(orjson.loads(json[1:])) if json else []
-        meta = None if json == EMPTY or json is None else orjson.loads(json[1:])
+            return plain_headers(json_of(json)) if json else []
+        meta = None if json == EMPTY or json is None else json_of(json)
         return event_headers(id_, type_, version, position, at_us, meta)
 
 
@@ -66,12 +59,6 @@ def outbox_rows(cursor: Any) -> Any:
     """psycopg's row factory of them."""
     del cursor
     return outbox_row
-
-
-def read_as_sent(context: AdaptContext) -> None:
-    """Have a connection or cursor read :data:`COLUMNS` as an :class:`OutboxRow` wants them."""
-    context.adapters.register_loader("jsonb", ByteaBinaryLoader)
-    context.adapters.register_loader("timestamptz", Int8BinaryLoader)
 
 
 def ids_of(rows: Sequence[OutboxRow]) -> list[str]:

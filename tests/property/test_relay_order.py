@@ -19,9 +19,10 @@ import pytest
 
 from outbox.database import Connection
 from outbox.log.append import append, send
+from outbox.log.as_sent import read_as_sent
 from outbox.relay.cursor import Cursor
 from outbox.relay.poll import Page
-from outbox.relay.rows import COLUMNS, outbox_row, read_as_sent
+from outbox.relay.rows import COLUMNS, outbox_row
 from outbox.relay.settings import RelaySettings
 from tests.integration.appending import event
 from tests.relaying import Recorder, drain, leading, step_until, without_slots
