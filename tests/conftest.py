@@ -19,6 +19,9 @@ from outbox.log.migrate import migrate
 Address = Callable[[str], str]
 Databases = Callable[[], str]
 
+RERUN_CHARS = 4_000
+"""Of the end of what is said of a failure that did not last."""
+
 QUICK = {"postgres": {"fsync": "off"}}
 """Processes are killed in these tests, machines are not: what the kernel has is safe. Halves the run."""
 
@@ -88,3 +91,10 @@ def _dsn(server: str, database: str) -> str:
     if "://" in server:
         return urlsplit(server)._replace(path=f"/{database}").geturl()
     return conninfo.make_conninfo(server, dbname=database)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What failed and passed when it was run again is shown too: it happened, and nobody could look into it else."""
+    for report in terminalreporter.getreports("rerun"):
+        terminalreporter.section(f"failed, and was run again: {report.nodeid}", sep="-")
+        terminalreporter.write_line(report.longreprtext[-RERUN_CHARS:])
