@@ -24,7 +24,7 @@ from deploy.local.resolve import Resolved
 from outbox.broker import KafkaSettings
 from outbox.relay.settings import DeliveryName, EngineName, RelaySettings
 
-ROWS: Final = 120_000
+ROWS: Final = 80_000
 KEYS: Final = 2_000
 WAYS: Final[tuple[DeliveryName, ...]] = get_args(DeliveryName)
 

@@ -28,7 +28,7 @@ from projectors import ledger
 from projectors.rebuild import rebuild
 
 RECORDS = 6_000
-STREAMS = 3_000
+STREAMS = 2_000
 HISTORY = 10
 """Events of a stream."""
 

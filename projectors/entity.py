@@ -106,7 +106,7 @@ def _without(state: Entity, data: Mapping[str, Any]) -> tuple[Link, ...]:
 
 @dataclass(frozen=True, slots=True)
 class EntityProjection:
-    """What the three have in common: the fold, and one record an entity or part."""
+    """What the three have in common: the fold, what makes void what came before, and one record an entity or part."""
 
     categories: Sequence[str]
 
@@ -114,7 +114,7 @@ class EntityProjection:
         return fold(state, event)
 
     def resets(self, stream: str, version: int, type: str) -> bool:  # noqa: A002  # the protocol's name for it
-        """An upsert says all there is, and so does an end."""
+        """An upsert says all there is, and so does an end. Whoever overrides :meth:`fold` says it anew."""
         del stream, version
         return type in RESETTING
 
