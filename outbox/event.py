@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -13,6 +13,10 @@ from typing import Any, Final
 from outbox.errors import InvalidEvent
 
 Data = Mapping[str, Any]
+
+Resets = Callable[[str, int, str], bool]
+"""Whether an event, of which stream, version and type are given, says all there is of its stream: what was before it
+does not matter to what follows."""
 
 STREAM_LENGTH_MAX: Final = 1024
 """Characters in a stream's name: it must fit a B-tree entry (2,704 bytes) and every store's key."""

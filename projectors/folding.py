@@ -14,8 +14,7 @@ from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 from outbox.errors import ProjectionError
-from outbox.event import Event
-from outbox.log.read import Resets
+from outbox.event import Event, Resets
 from projectors.projection import Projection, resets_of
 from projectors.record import Change, Record, by_key, canonical
 

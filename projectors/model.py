@@ -12,8 +12,8 @@ from itertools import groupby
 
 from outbox.codec import Registry
 from outbox.database import Connection
-from outbox.event import Event, category_of
-from outbox.log.read import Resets, read_below, read_by_stream, read_stream
+from outbox.event import Event, Resets, category_of
+from outbox.log.read import read_below, read_by_stream, read_stream
 from outbox.log.statement import VERSION_MAX
 from projectors.decoding import Deferring
 from projectors.folding import Failure, Forms, State, advance, begun, forms, said

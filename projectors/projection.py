@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from outbox.event import Event
-from outbox.log.read import Resets
+from outbox.event import Event, Resets
 from projectors.record import Record
 
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from outbox.database import Connection
-from outbox.event import Event
-from outbox.log.read import Resets
+from outbox.event import Event, Resets
 from projectors.pipeline import Plan
 from projectors.projection import Projection, resets_of
 from projectors.record import Record

@@ -10,7 +10,7 @@ The connection's row factory does not matter. Rows of a type or schema the regis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, LiteralString
 
 import psycopg
@@ -18,7 +18,7 @@ from psycopg.rows import tuple_row
 
 from outbox.codec import Registry
 from outbox.database import Connection
-from outbox.event import Event
+from outbox.event import Event, Resets
 from outbox.log.as_sent import json_of, read_as_sent, time_of
 from outbox.log.statement import VERSION_MAX
 
@@ -26,9 +26,6 @@ PAGE: Final = 1_000
 """Events fetched at a time."""
 
 Row = tuple[Any, ...]
-Resets = Callable[[str, int, str], bool]
-"""Whether an event, of which stream, version and type are given, says all there is of its stream: what was before it
-does not matter to what follows."""
 
 COLUMNS: Final = "stream, version, type, data, id, position, at, meta"
 
