@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import orjson
 
 from outbox.broker.protocol import Delivery
-from outbox.errors import DatabaseError, InvalidEvent
-from outbox.event import Event
+from outbox.errors import InvalidEvent
+from outbox.event import Event, time_of
 
 if TYPE_CHECKING:
     from outbox.codec import Registry
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 Headers: TypeAlias = list[tuple[str, bytes]]
 
 OWN_HEADERS: Final = ("correlation_id", "causation_id", "traceparent")
-_YEAR_2000: Final = datetime(2000, 1, 1)
 
 
 def topic_of(prefix: str, category: str) -> str:
@@ -62,10 +61,7 @@ def _time(at_us: int) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _second(second: int) -> bytes:
-    try:
-        return (_YEAR_2000 + timedelta(seconds=second)).isoformat().encode()
-    except OverflowError as error:
-        raise DatabaseError(f"an event has a time that no calendar knows, {second} s after the year 2000") from error
+    return time_of(second * 1_000_000).replace(tzinfo=None).isoformat().encode()
 
 
 def version_in(delivery: Delivery) -> int:

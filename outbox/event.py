@@ -7,10 +7,10 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from outbox.errors import InvalidEvent
+from outbox.errors import DatabaseError, InvalidEvent
 
 Data = Mapping[str, Any]
 
@@ -20,6 +20,19 @@ does not matter to what follows."""
 
 STREAM_LENGTH_MAX: Final = 1024
 """Characters in a stream's name: it must fit a B-tree entry (2,704 bytes) and every store's key."""
+
+
+YEAR_2000: Final = datetime(2000, 1, 1, tzinfo=UTC)
+"""What PostgreSQL counts from."""
+
+
+def time_of(us: int) -> datetime:
+    """The time so many microseconds after 2000-01-01 UTC, as PostgreSQL sends it in binary form. Raises
+    :class:`~outbox.errors.DatabaseError` for one that no calendar knows."""
+    try:
+        return YEAR_2000 + timedelta(microseconds=us)
+    except OverflowError as error:
+        raise DatabaseError(f"an event has a time that no calendar knows, {us} µs after the year 2000") from error
 
 
 def uuid7() -> uuid.UUID:

@@ -89,22 +89,36 @@ def fold_each(plan: Plan, stream: str, events: Iterable[Event], resets: Resets |
     records are those that the store keeps while it is parked. With them, one that raises is passed over if a later one
     makes it void.
     """
-    done, state, failure = Modelled(stream, 0, ()), State(), None
-    ever = frozenset[str]()
+    done, failure, ever = Modelled(stream, 0, ()), None, frozenset[str]()
+    for version, made in versions(plan, stream, events, resets):
+        if isinstance(made, Failure):
+            failure = made
+        else:
+            failure, ever = None, ever | made.keys()
+            done = Modelled(stream, version, _records(made))
+    return replace(done, failure=failure, ever=ever)
+
+
+def versions(
+    plan: Plan, stream: str, events: Iterable[Event], resets: Resets | None = None
+) -> Iterator[tuple[int, Forms | Failure]]:
+    """The records of each version, or why it has none. Behind such a one come those that begin anew, if any."""
+    state, failed = State(), False
     for event in events:
         base = begun(resets, state, event)
-        if failure is not None and base is state:
+        if failed and base is state:
             continue
-        failure = None
         try:
             state = advance(plan.projection, base, event)
             made = forms(plan.projection, stream, state.value)
         except Exception as error:  # noqa: BLE001  # likewise
-            failure = Failure(stream, event.version, event.type, said(error))
-            continue
-        ever |= made.keys()
-        done = Modelled(stream, event.version, _records(made))
-    return replace(done, failure=failure, ever=ever)
+            failed = True
+            yield event.version, Failure(stream, event.version, event.type, said(error))
+            if resets is None:
+                return
+        else:
+            failed = False
+            yield event.version, made
 
 
 def _records(made: Forms) -> tuple[Record, ...]:

@@ -21,8 +21,8 @@ from outbox.event import category_of
 from outbox.log.read import read_stream
 from projectors import ledger
 from projectors.decoding import Deferring
-from projectors.folding import State, advance, begun, forms
-from projectors.model import model_of
+from projectors.folding import Failure, Forms
+from projectors.model import model_of, versions
 from projectors.pipeline import Plan, embedded, embedded_records
 from projectors.projection import resets_of
 from projectors.record import Change, Record, Stored, digest
@@ -203,19 +203,14 @@ class Verifier:
             allowed[key].digests.add(self._digest(current[key]))
         return allowed
 
-    def _versions(self, stream: str) -> Iterator[tuple[int, Mapping[str, tuple[Record, bytes]]]]:
+    def _versions(self, stream: str) -> Iterator[tuple[int, Forms]]:
         """The records of each version that can be folded."""
         if category_of(stream) not in self._plan.projection.categories:
             return
-        state, resets = State(), resets_of(self._plan.projection)
-        for event in read_stream(self._connection, stream, Deferring(self._registry)):
-            try:
-                state = advance(self._plan.projection, begun(resets, state, event), event)
-                made = forms(self._plan.projection, stream, state.value)
-            except Exception:  # noqa: BLE001  # the projection's own code may raise anything; the stream gets parked
-                state = State(-1)  # which nothing follows but an event that makes void what failed
-                continue
-            yield event.version, made
+        events = read_stream(self._connection, stream, Deferring(self._registry))
+        for version, made in versions(self._plan, stream, events, resets_of(self._plan.projection)):
+            if not isinstance(made, Failure):
+                yield version, made
 
     def _digest(self, made: tuple[Record, bytes] | None) -> bytes | None:
         return None if made is None else digest(embedded_records([made[0]], self._plan.embed)[0])

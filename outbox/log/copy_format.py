@@ -9,8 +9,10 @@ from __future__ import annotations
 import struct
 import uuid
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
+
+from outbox.event import YEAR_2000
 
 HEADER: Final = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 """Signature, no flags, no extension."""
@@ -25,7 +27,6 @@ _BIGINT_FIRST: Final = struct.Struct("!hiq")
 """The number of columns, and a bigint as the first of them."""
 
 _BIGINT: Final = struct.Struct("!iq")
-_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _UUID_LENGTH: Final = _LENGTH.pack(16)
 _JSONB_VERSION: Final = b"\x01"
 
@@ -42,7 +43,7 @@ def bigint(value: int) -> bytes:
 
 def timestamp(at: datetime) -> bytes:
     """A timestamptz as a field."""
-    since = at - _EPOCH
+    since = at - YEAR_2000
     return bigint((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds)
 
 

@@ -18,8 +18,8 @@ from psycopg.rows import tuple_row
 
 from outbox.codec import Registry
 from outbox.database import Connection
-from outbox.event import Event, Resets
-from outbox.log.as_sent import json_of, read_as_sent, time_of
+from outbox.event import Event, Resets, time_of
+from outbox.log.as_sent import json_of, read_as_sent
 from outbox.log.statement import VERSION_MAX
 
 PAGE: Final = 1_000

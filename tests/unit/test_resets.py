@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -203,7 +202,7 @@ def test_one_that_starts_behind_a_failure_which_nothing_makes_void_does_not() ->
     whole(log, "thing-1", c=1)
     log.add("thing-1", {"!": "fold"}, {"b": 1})
     (last,) = log.add("thing-1", {"d": 1})
-    (folded,) = Folding(Whole(), log.below).fold([replace(last)])
+    (folded,) = Folding(Whole(), log.below).fold([last])
     assert folded.failure is not None
     assert folded.failure.version == 2
 
