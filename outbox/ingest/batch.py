@@ -69,33 +69,35 @@ class Batch:
     def flush(self) -> None:
         """Append what is pending. Each change ends up counted or failed."""
         changes, self._pending, self._weight = self._pending, [], 0
-        self._append(changes)
+        self._append(changes, self.options.attempts)
 
-    def _append(self, changes: Sequence[Pending]) -> None:
-        """Try; after a conflict decide again on what the log holds now, a bounded number of times."""
-        for _ in range(self.options.attempts):
-            if not changes:
-                return
-            try:
-                self.log.append([change.write() for change in changes])
-            except VersionConflict:
-                changes = self._decide_again(changes)
-            except InvalidEvent as error:
-                self._isolate(changes, error)
-                return
-            else:
-                self._count(changes)
-                return
-        self.failed.extend(Failure(c.path, "other writers keep changing its stream: try again") for c in changes)
-
-    def _isolate(self, changes: Sequence[Pending], error: InvalidEvent) -> None:
-        """One refused event refuses its batch: halve until it stands alone, so that the others go on."""
-        if len(changes) == 1:
-            self.failed.append(Failure(changes[0].path, f"the log refuses it: {error}"))
+    def _append(self, changes: Sequence[Pending], attempts: int) -> None:
+        """Try. After a conflict each is decided again on what the log holds now. What failed together goes on in
+        halves, so that one stream stops no other; only one that stands alone uses up its attempts."""
+        if not changes:
             return
+        try:
+            self.log.append([change.write() for change in changes])
+        except VersionConflict:
+            again = self._decide_again(changes)
+            if len(changes) > 1:
+                self._halves(again)
+            elif attempts > 1:
+                self._append(again, attempts - 1)
+            else:
+                self.failed += [Failure(c.path, "other writers keep changing its stream: try again") for c in again]
+        except InvalidEvent as error:
+            if len(changes) > 1:
+                self._halves(changes)
+            else:
+                self.failed.append(Failure(changes[0].path, f"the log refuses it: {error}"))
+        else:
+            self._count(changes)
+
+    def _halves(self, changes: Sequence[Pending]) -> None:
         middle = len(changes) // 2
-        self._append(changes[:middle])
-        self._append(changes[middle:])
+        self._append(changes[:middle], self.options.attempts)
+        self._append(changes[middle:], self.options.attempts)
 
     def _decide_again(self, changes: Sequence[Pending]) -> list[Pending]:
         found = self.log.look([change.stream for change in changes])

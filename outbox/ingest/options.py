@@ -27,4 +27,4 @@ class Options:
     """Bytes of source in one append, unless a single file is larger. Stores follow while the next one is read, so an
     append holds what takes some tenths of a second to read: a commit of its own is a hundredth of that."""
     attempts: int = 5
-    """How often a batch is tried when other writers are on the same streams."""
+    """How often a stream is tried, alone, when other writers keep changing it."""

@@ -239,17 +239,40 @@ def test_a_conflict_on_one_stream_is_decided_again_and_the_rest_written(root, lo
     assert len(log.streams["python-pkg"]) == 2
 
 
-def test_a_stream_that_never_rests_is_given_up_after_bounded_attempts(root, log):
-    times = []
+def test_a_stream_that_never_rests_is_given_up_after_bounded_attempts_and_stops_no_other(root, log):
+    alone = []
 
-    def always(_writes) -> None:
-        times.append(1)
-        meta = {"source": "src", "digest": str(len(times))}
-        log.write("python-pkg", NewEvent("entity.upserted", {"kind": "k", "name": "n"}, meta=meta))
+    def always(writes) -> None:
+        alone.extend(w.stream for w in writes if len(writes) == 1)
+        meta = {"source": "src", "digest": str(len(log.streams.get("python-pkg", ())))}
+        if any(w.stream == "python-pkg" for w in writes):
+            log.write("python-pkg", NewEvent("entity.upserted", {"kind": "k", "name": "n"}, meta=meta))
 
     log.before_append = always
     report = ingest([root], log, options=Options(attempts=3))
-    assert len(times) == 3 and len(report.failed) == 3
+    assert alone.count("python-pkg") == 3
+    assert [(f.path, f.reason) for f in report.failed] == [
+        (str(root / "pkg/__init__.py"), "other writers keep changing its stream: try again")
+    ]
+    assert report.new == 2
+
+
+def test_any_number_of_streams_that_another_ingest_takes_one_by_one_are_no_failure(tmp_path, log):
+    for number in range(40):
+        write(tmp_path / "r", f"m{number:02}.py", f"n = {number}")
+    other = MemoryLog()
+    ingest([tmp_path / "r"], other)
+    theirs = [(stream, *events) for stream, events in other.streams.items()]
+
+    def take_one(_writes) -> None:
+        if theirs:
+            log.write(*theirs.pop(0))
+
+    log.before_append = take_one
+    report = ingest([tmp_path / "r"], log, options=Options(attempts=2))
+    assert report.failed == ()
+    assert (report.new + report.unchanged, len(log.streams)) == (40, 40)
+    assert all(len(events) == 1 for events in log.streams.values())
 
 
 def test_a_file_written_again_by_another_ingest_is_not_deleted_under_it(root, log):

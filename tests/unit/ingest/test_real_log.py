@@ -55,7 +55,7 @@ def test_change_deletion_and_return_stand_in_the_log_in_order(database, root):
 def test_ingests_at_once_write_each_file_once(database, root):
     with ThreadPoolExecutor(4) as pool:
         reports = list(pool.map(lambda size: run(database, root, batch_streams=size), (1, 3, 7, 40)))
-    assert sum(r.new for r in reports) == 40 and all(r.failed == () for r in reports)
+    assert sum(r.new for r in reports) == 40 and [f for r in reports for f in r.failed] == []
     assert [(v, t) for _, v, t in events(database)] == [(1, "entity.upserted")] * 40
 
 
