@@ -43,13 +43,15 @@ WITHIN_S: Final = 300
 LOOK_S: Final = 0.02
 STOP_WITHIN_S: Final = 30
 PARTITIONS: Final = 12
+POLL_MS: Final = 10
+LINGER_MS: Final = 20
+"""These two are for a backlog; a trickle wants less."""
 
 WORKER: Final[dict[str, str]] = {
     "key.converter": "org.apache.kafka.connect.storage.StringConverter",
     "value.converter": "org.apache.kafka.connect.converters.ByteArrayConverter",
     "offset.flush.interval.ms": "500",
     "producer.compression.type": "lz4",
-    "producer.linger.ms": "20",
     "producer.batch.size": "1000000",
     "producer.buffer.memory": "134217728",
 }
@@ -66,7 +68,6 @@ CONNECTOR: Final[dict[str, str]] = {
     "message.prefix.exclude.list": ".*",
     "snapshot.mode": "no_data",
     "tombstones.on.delete": "false",
-    "poll.interval.ms": "10",
     "max.batch.size": "8192",
     "max.queue.size": "32768",
     "topic.creation.default.replication.factor": "1",
@@ -84,12 +85,14 @@ CONNECTOR: Final[dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Connect:
-    """Where Debezium reads, where it writes, and the folder it keeps its offsets in."""
+    """Where Debezium reads, where it writes, the folder it keeps its offsets in, and how long it gathers."""
 
     dsn: str
     bootstrap: str
     topic: str
     folder: Path
+    poll_ms: int = POLL_MS
+    linger_ms: int = LINGER_MS
 
     @contextmanager
     def running(self) -> Iterator[Pid]:
@@ -136,6 +139,7 @@ class Connect:
         given = conninfo.conninfo_to_dict(self.dsn)
         worker = WORKER | {
             "bootstrap.servers": self.bootstrap,
+            "producer.linger.ms": str(self.linger_ms),
             "offset.storage.file.filename": str(self.folder / "offsets"),
             "listeners": f"http://{HOST}:{port}",
         }
@@ -145,6 +149,7 @@ class Connect:
             "database.user": str(given["user"]),
             "database.password": str(given.get("password") or ""),
             "database.dbname": str(given["dbname"]),
+            "poll.interval.ms": str(self.poll_ms),
             "topic.prefix": self.topic,
             "transforms.outbox.route.topic.replacement": self.topic,
         }

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from benchmarks.connect import Connect
+from benchmarks.connect import LINGER_MS, POLL_MS, Connect
 from benchmarks.databases import fresh_database
 from benchmarks.draining import WARM_SHARE
 from benchmarks.measuring import interleaved
@@ -54,10 +54,10 @@ def drain(connect: Connect, backlog: Backlog, peaks_mib: list[float]) -> float:
 
 
 @contextmanager
-def prepared(dsn: str, bootstrap: str) -> Iterator[Connect]:
+def prepared(dsn: str, bootstrap: str, *, poll_ms: int = POLL_MS, linger_ms: int = LINGER_MS) -> Iterator[Connect]:
     """Debezium with a slot, and a place noted in it."""
     with tempfile.TemporaryDirectory() as folder, closing(open_kafka(KafkaSettings(bootstrap))) as broker:
-        connect = Connect(dsn, bootstrap, f"debezium{uuid.uuid4().hex[:8]}", Path(folder))
+        connect = Connect(dsn, bootstrap, f"debezium{uuid.uuid4().hex[:8]}", Path(folder), poll_ms, linger_ms)
         with connect.running() as pid:
             connect.wait(pid, connect.streams)
             fill(dsn, FIRST, FIRST)

@@ -7,12 +7,14 @@ batches and concurrency far above their defaults, lz4, no lingering. Each runs i
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, Protocol
 
+import psutil
 import psycopg
 from psycopg import conninfo
 
@@ -24,6 +26,7 @@ BATCH_MAX: Final = 1_000
 """Twenty times txoutbox's default, ten times what omni-box's documentation shows; larger ones gain nothing."""
 PUBLISH_WITHIN_S: Final = 30.0
 """As omni-box's default. txoutbox's own, 5 s, is for batches of fifty: what it gives up waits for a second."""
+CHANNEL: Final = "outbox_rows"
 TEXTS: Final = texts(VALUE_BYTES - len('{"text":""}'))
 """What omni-box, which takes no bytes, makes JSON of."""
 
@@ -52,31 +55,67 @@ class TxOutbox:
     def drain(self, dsn: str, bootstrap: str, rows: int) -> float:
         return asyncio.run(self._drain(dsn, bootstrap, rows))
 
-    def migrate(self, dsn: str) -> None:
-        from txoutbox.adapters.postgres import SCHEMA_SQL
+    def migrate(self, dsn: str, *, notify: bool = False) -> None:
+        """Make its table, with a trigger that notifies of each row if asked to."""
+        from txoutbox.adapters.postgres import PostgresStorage
 
+        storage = PostgresStorage(None, notify_channel=CHANNEL if notify else None)
         with psycopg.connect(dsn) as connection:
-            connection.execute(SCHEMA_SQL.format(table="outbox", name="outbox"))
+            connection.execute(storage.schema_sql())
+
+    @staticmethod
+    def insert(connection: psycopg.Connection[Any], topic: str, key: str, payload: bytes, id_: str) -> None:
+        """One row, with its id as a header."""
+        connection.execute(
+            "INSERT INTO outbox (topic, key, payload, headers) VALUES (%s, %s, %b, jsonb_build_object('id', %s::text))",
+            [topic, key, payload, id_],
+        )
+
+    @contextmanager
+    def running(self, dsn: str, bootstrap: str) -> Iterator[psutil.Process]:
+        """Its relay as a process, which wakes when it is notified, until the block ends."""
+        process = multiprocessing.get_context("spawn").Process(target=_serve, args=(dsn, bootstrap), daemon=True)
+        process.start()
+        try:
+            yield psutil.Process(process.pid)
+        finally:
+            process.terminate()
+            process.join()
+
+    async def serve(self, dsn: str, bootstrap: str) -> None:
+        async with (
+            self._relay(dsn, bootstrap, BATCH_MAX, notify=True) as (relay, storage),
+            await storage.listen(relay.wake),
+        ):
+            await relay.run(handle_signals=True)
 
     async def _drain(self, dsn: str, bootstrap: str, rows: int) -> float:
+        async with self._relay(dsn, bootstrap, batch(rows)) as (relay, _):
+
+            async def step() -> int:
+                done: int = (await relay.run_once()).published
+                return done
+
+            return await timed(step, rows)
+
+    @asynccontextmanager
+    async def _relay(
+        self, dsn: str, bootstrap: str, size: int, *, notify: bool = False
+    ) -> AsyncIterator[tuple[Any, Any]]:
         from txoutbox import Relay, RelayConfig
         from txoutbox.adapters.postgres import PostgresStorage
 
         async with producing(bootstrap) as producer:
 
             async def publish(message: Any) -> None:
-                await producer.send_and_wait(message.topic, message.payload, key=message.key.encode())
+                headers = [(name, value.encode()) for name, value in message.headers.items()]
+                await producer.send_and_wait(message.topic, message.payload, key=message.key.encode(), headers=headers)
 
-            storage = await PostgresStorage.connect(_url(dsn, "postgresql"))
-            config = RelayConfig(batch_size=batch(rows), concurrency=batch(rows), publish_timeout=PUBLISH_WITHIN_S)
-            relay = Relay(storage, publish, config=config)
-
-            async def step() -> int:
-                done: int = (await relay.run_once()).published
-                return done
-
+            url = _url(dsn, "postgresql")
+            storage = await PostgresStorage.connect(url, notify_channel=CHANNEL if notify else None)
+            config = RelayConfig(batch_size=size, concurrency=size, publish_timeout=PUBLISH_WITHIN_S)
             try:
-                return await timed(step, rows)
+                yield Relay(storage, publish, config=config), storage
             finally:
                 await storage.close()
 
@@ -154,6 +193,10 @@ def rate(name: str, dsn: str, bootstrap: str, topic: str, rows: int, keys: int) 
     peer: Peer = PEERS[name][1]
     peer.fill(dsn, topic, rows, min(keys, rows))
     return elsewhere(_drain, name, dsn, bootstrap, rows)
+
+
+def _serve(dsn: str, bootstrap: str) -> None:
+    asyncio.run(TxOutbox().serve(dsn, bootstrap))
 
 
 def _drain(name: str, dsn: str, bootstrap: str, rows: int) -> float:

@@ -66,7 +66,8 @@ PICTURES: Final = (
         "Memory of the process that rebuilds", "events in the log", "MiB",
     ),
     Picture(
-        "latency", "latency", re.compile(r"commit to a consumer of Kafka, (?P<x>[\d,]+)/s, (?P<line>.+)"),
+        "latency", "latency",
+        re.compile(r"commit to a consumer of Kafka, (?P<x>[\d,]+)/s, (?P<line>(?!.* beside ).+)"),
         "Commit to a consumer of Kafka", "events a second", "ms",
     ),
 )  # fmt: skip

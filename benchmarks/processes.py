@@ -30,7 +30,7 @@ def process(environment: Mapping[str, str], folder: Path, *arguments: str) -> It
 
 
 @contextmanager
-def processes(settings: Mapping[str, str], commands: Sequence[Sequence[str]]) -> Iterator[None]:
+def processes(settings: Mapping[str, str], commands: Sequence[Sequence[str]]) -> Iterator[list[psutil.Process]]:
     """``outbox COMMAND`` for each, with these settings in the environment, until the end of the block.
 
     Raises RuntimeError with what it said if one has ended by itself.
@@ -39,7 +39,7 @@ def processes(settings: Mapping[str, str], commands: Sequence[Sequence[str]]) ->
         environment, folder = {**os.environ, **settings}, Path(name)
         started = [stack.enter_context(process(environment, folder, *command)) for command in commands]
         try:
-            yield
+            yield started
         except Exception as error:
             _check(started, commands, folder, error)
             raise

@@ -134,6 +134,19 @@ def at_quantiles(
         yield Result(f"{question}, {name}", unit, {"ours": figures}, targets.get(name))
 
 
+def beside_at_quantiles(
+    question: str,
+    unit: str,
+    pair: tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]],
+    reference: str,
+    target: Target,
+) -> Iterator[Result]:
+    """The same of ours and one reference, which took turns: the target is for the ratio of each quantile."""
+    for name, place in QUANTILES.items():
+        ours, theirs = ([quantiles(each, n=100)[place] for each in rounds] for rounds in pair)
+        yield Result(f"{question}, {name}", unit, {"ours": ours, reference: theirs}, target)
+
+
 def rounded(figure: float | None) -> float | None:
     """Four significant digits: more would be noise."""
     if figure is None:

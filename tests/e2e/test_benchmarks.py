@@ -16,7 +16,7 @@ from benchmarks import __main__ as benchmarks
 from benchmarks import pictures, results
 from benchmarks.measuring import interleaved
 from benchmarks.processes import processes
-from benchmarks.results import Result, at_least, at_most, beside
+from benchmarks.results import Result, at_least, at_most, beside, beside_at_quantiles
 from deploy.local.servers import variable
 from tests.integration.reading import until
 
@@ -157,6 +157,25 @@ def test_a_picture_has_a_line_for_each_contender_with_the_points_in_the_order_of
     drawn = ElementTree.fromstring(pictures.svg(appending, pictures.points(appending, found)))
     assert len(drawn.findall("{*}polyline")) == 2
     assert {"ours", "psycopg", "1", "1,000"} <= {text.text for text in drawn.findall("{*}text")}
+
+
+def test_the_picture_of_latency_leaves_ratios_out() -> None:
+    question = "commit to a consumer of Kafka, 200/s"
+    found = [
+        Result(f"{question}, cdc, p50", "ms", {"ours": [1.5]}).document(),
+        Result(f"{question}, Debezium, p50", "ms", {"ours": [3.0]}).document(),
+        Result(f"{question}, cdc beside Debezium, p50", "ms", {"ours": [1.5], "Debezium": [3.0]}).document(),
+    ]
+    assert pictures.points(pictures.PICTURES[-1], found) == {"cdc, p50": [(200, 1.5)], "Debezium, p50": [(200, 3.0)]}
+
+
+def test_quantiles_are_taken_of_each_round_and_compared_within_it() -> None:
+    ours, theirs = [[1.0] * 98 + [8.0, 9.0], [2.0] * 100], [[2.0] * 100, [8.0] * 100]
+    p50, p99 = beside_at_quantiles("commit to seen", "ms", (ours, theirs), "theirs", at_most(1.0))
+    assert (p50.question, p50.samples) == ("commit to seen, p50", {"ours": [1.0, 2.0], "theirs": [2.0, 8.0]})
+    assert (p50.ratio, p50.met) == (0.375, True)
+    assert p99.samples["ours"][0] > 8.0
+    assert (p99.ratio, p99.met) == ((p99.samples["ours"][0] / 2 + 0.25) / 2, False)
 
 
 def test_contenders_take_turns_in_another_order_each_round_and_the_warm_up_is_not_kept() -> None:
