@@ -2,7 +2,8 @@
 
 The steps of :func:`build`, each of which may be the last thing a crash lets happen:
 
-1. Write down the generation as *building*, with the offsets published now (one transaction).
+1. Drop what the store may hold under the new generation's name, of a database that is no more. Write the generation
+   down as *building*, with the offsets published now (one transaction).
    Crash: the next build goes on with it, unless it is too old for the broker to have kept what followed.
 2. Load the log stream by stream, last states only, noting the last stream done.
    Crash: goes on behind that stream; what was loaded twice, the version guard makes harmless.
@@ -147,11 +148,14 @@ def build(
     """The steps above. The caller holds the lock."""
     started = time.monotonic()
     tell = progress or (lambda *_: None)
-    generation = _begin(connection, plan, stations)
+    coming = upcoming(connection, plan.name)
+    for old in coming.discards:
+        _discard(connection, plan, stations, old)
     loading, _ = skipping(connection, plan)
     with ExitStack() as stack:
         sink = resilient(stack.enter_context(stations.sink()), plan.name, stations.resilience, stop)
         sink.drop(TRIAL)  # what a dry run left that was killed
+        generation = _begin(connection, plan, sink, coming.generation)
         sink.prepare(generation.name)
         streams, records = _Load(connection, loading, stations, sink, generation, tell).run(stop)
     _check_stop(plan, generation.name, stop)
@@ -218,16 +222,15 @@ def lock(connection: Connection, projector: str) -> None:
         raise Building(f"{projector}: another process is building it now")
 
 
-def _begin(connection: Connection, plan: Plan, stations: Stations) -> Generation:
-    """The unfinished generation to go on with, or a new one."""
-    coming = upcoming(connection, plan.name)
-    for old in coming.discards:
-        _discard(connection, plan, stations, old)
+def _begin(connection: Connection, plan: Plan, sink: Sink, name: str) -> Generation:
+    """The generation of that name: the unfinished one to go on with, or a new one, which begins empty. A store may have
+    outlived the database that its records came from; their versions would win over those of this log."""
     for known in ledger.generations(connection, plan.name):
-        if known.name == coming.generation:
+        if known.name == name:
             return known
-    ledger.begin_generation(connection, plan.name, coming.generation, plan.topics)
-    return Generation(coming.generation, "building", None, 0, 0.0)
+    sink.drop(name)
+    ledger.begin_generation(connection, plan.name, name, plan.topics)
+    return Generation(name, "building", None, 0, 0.0)
 
 
 def _discard(connection: Connection, plan: Plan, stations: Stations, generation: str) -> None:

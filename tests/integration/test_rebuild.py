@@ -20,7 +20,7 @@ from outbox.errors import ProjectionError, VerificationFailed
 from outbox.log.append import append
 from projectors import ledger, operations, rebuild, verify
 from projectors.rebuild import Building
-from projectors.record import Change
+from projectors.record import Change, Row
 from projectors.resilience import Wrapped
 from projectors.session import Session
 from tests.integration import asking
@@ -314,6 +314,19 @@ def test_a_build_that_is_told_to_stop_goes_on_when_run_again(stage: Stage) -> No
     with pytest.raises(Building, match="run it again"):
         rebuild.rebuild(plan, stations, stop=stop)
     assert states(stage) == {"g1": "building"}
+    assert rebuilt(stage) == "g1"
+    assert_equal_to_model(stage)
+
+
+def test_what_the_store_holds_of_another_log_under_the_same_name_is_gone(stage: Stage) -> None:
+    with stage.side.open_sink("rows") as sink:
+        sink.prepare("g1")
+        left = [
+            Change("thing-7#a", "thing-7", 99, Row("thing-7#a", {"value": "of a log that is no more"})),
+            Change("thing-8#a", "thing-8", 99, None),
+            Change("other-1#a", "other-1", 1, Row("other-1#a", {"value": "likewise"})),
+        ]
+        sink.apply("g1", left)
     assert rebuilt(stage) == "g1"
     assert_equal_to_model(stage)
 
