@@ -127,6 +127,14 @@ def note_progress(connection: Connection, projector: str, generation: str, strea
     )
 
 
+def forget_progress(connection: Connection, projector: str, generation: str) -> None:
+    """Nothing that a build has loaded is there any more. It is no younger for that."""
+    connection.execute(
+        "UPDATE outbox.generation SET progress = NULL, records = 0 WHERE projector = %s AND generation = %s",
+        [projector, generation],
+    )
+
+
 def switch_generation(connection: Connection, projector: str, generation: str) -> None:
     """Let ``generation`` serve, in one transaction; the one that served is kept as retired."""
     with connection.transaction():

@@ -2,8 +2,8 @@
 
 The steps of :func:`build`, each of which may be the last thing a crash lets happen:
 
-1. Drop what the store may hold under the new generation's name, of a database that is no more. Write the generation
-   down as *building*, with the offsets published now (one transaction).
+1. Find a name under which the store holds nothing. Write the generation down as *building*, with the offsets
+   published now (one transaction).
    Crash: the next build goes on with it, unless it is too old for the broker to have kept what followed.
 2. Load the log stream by stream, last states only, noting the last stream done.
    Crash: goes on behind that stream; what was loaded twice, the version guard makes harmless.
@@ -156,7 +156,6 @@ def build(
         sink = resilient(stack.enter_context(stations.sink()), plan.name, stations.resilience, stop)
         sink.drop(TRIAL)  # what a dry run left that was killed
         generation = _begin(connection, plan, sink, coming.generation)
-        sink.prepare(generation.name)
         streams, records = _Load(connection, loading, stations, sink, generation, tell).run(stop)
     _check_stop(plan, generation.name, stop)
     try:
@@ -223,14 +222,28 @@ def lock(connection: Connection, projector: str) -> None:
 
 
 def _begin(connection: Connection, plan: Plan, sink: Sink, name: str) -> Generation:
-    """The generation of that name: the unfinished one to go on with, or a new one, which begins empty. A store may have
-    outlived the database that its records came from; their versions would win over those of this log."""
+    """The generation of that name, prepared: the unfinished one to go on with, or a new one."""
     for known in ledger.generations(connection, plan.name):
         if known.name == name:
+            sink.prepare(name)
             return known
-    sink.drop(name)
+    name = _free(sink, name)
     ledger.begin_generation(connection, plan.name, name, plan.topics)
     return Generation(name, "building", None, 0, 0.0)
+
+
+def _free(sink: Sink, name: str) -> str:
+    """The name, or the next one that is free in the store, prepared.
+
+    Records that are there already belong to another log: of a database that is no more, or of another service whose
+    projector has the same name. Their versions could win over ours, and they are not ours to drop.
+    """
+    sink.prepare(name)
+    while next(sink.scan(name), None) is not None:
+        log.warning("left alone, since it is not ours", generation=name)
+        name = f"g{int(name[1:]) + 1}"
+        sink.prepare(name)
+    return name
 
 
 def _discard(connection: Connection, plan: Plan, stations: Stations, generation: str) -> None:
@@ -240,6 +253,7 @@ def _discard(connection: Connection, plan: Plan, stations: Stations, generation:
     with stations.sink() as sink:
         if serving is not None:
             sink.switch(serving)
+        ledger.forget_progress(connection, plan.name, generation)  # cut off here, the next build loads all of it
         sink.drop(generation)
     ledger.forget_generation(connection, plan.name, generation)
 

@@ -318,16 +318,38 @@ def test_a_build_that_is_told_to_stop_goes_on_when_run_again(stage: Stage) -> No
     assert_equal_to_model(stage)
 
 
-def test_what_the_store_holds_of_another_log_under_the_same_name_is_gone(stage: Stage) -> None:
+def test_records_of_another_log_under_the_same_name_are_neither_mixed_with_ours_nor_touched(stage: Stage) -> None:
+    theirs = [
+        Change("thing-7#a", "thing-7", 99, Row("thing-7#a", {"value": "of another log"})),
+        Change("other-1#a", "other-1", 1, Row("other-1#a", {"value": "likewise"})),
+    ]
     with stage.side.open_sink("rows") as sink:
-        sink.prepare("g1")
-        left = [
-            Change("thing-7#a", "thing-7", 99, Row("thing-7#a", {"value": "of a log that is no more"})),
-            Change("thing-8#a", "thing-8", 99, None),
-            Change("other-1#a", "other-1", 1, Row("other-1#a", {"value": "likewise"})),
-        ]
-        sink.apply("g1", left)
-    assert rebuilt(stage) == "g1"
+        for name in ("g1", "g2"):
+            sink.prepare(name)
+            sink.apply(name, theirs)
+    assert rebuilt(stage) == "g3"
+    assert_equal_to_model(stage)
+    assert states(stage) == {"g3": "serving"}
+    with stage.side.open_sink("rows") as sink:
+        assert {stored.key for stored in sink.scan("g1")} == {"thing-7#a", "other-1#a"}
+
+
+def test_a_discard_that_is_cut_off_is_gone_on_with_from_the_beginning(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def differs(_generation: str) -> None:
+        raise VerificationFailed("as if a record differed")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    plan, stations = stage.side.plan("rows"), stage.side.stations("rows")
+    monkeypatch.setattr(ledger, "forget_generation", killed)
+    with pytest.raises(KeyboardInterrupt):
+        rebuild.rebuild(plan, stations, verify=differs)
+    monkeypatch.undo()
+    assert states(stage) == {"g1": "building"}
+    assert rebuilt(stage, check=False) == "g1"
     assert_equal_to_model(stage)
 
 
