@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 import psutil
+from psycopg import sql
 
 from benchmarks.databases import fresh_database
 from benchmarks.processes import process
@@ -61,6 +62,8 @@ def idle(
 ) -> Iterator[Result]:
     """Shares of a core in each window, and the growth of all tables over all windows."""
     shares: dict[str, list[float]] = {name: [] for name in processes}
+    for table in sizes(connection):  # the first vacuum of a table adds its two maps, 32 KiB, once and for all
+        connection.execute(sql.SQL("VACUUM {}").format(sql.Identifier("outbox", table)))
     before, first = sizes(connection), time.monotonic()
     for _ in range(given.rounds):
         used, began = {name: used_s(one) for name, one in processes.items()}, time.monotonic()
