@@ -38,7 +38,7 @@ COMMITS: Final = 150
 BEGIN_WITHIN_S: Final = 120.0
 VISIBLE_WITHIN_S: Final = 60.0
 WATCHED: Final = 50
-"""Events a second that are asked for; of more, every so many-th. All of 500 would leave a store time for little else."""
+"""Events a second that are asked for; of more, every so many-th: all of 500 leave a store little time for else."""
 WARM: Final = 100
 WARM_UP: Final = 2
 """Rounds that are not counted: three servers written in Java are slow until they have done it for a while."""
