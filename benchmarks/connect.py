@@ -43,9 +43,6 @@ WITHIN_S: Final = 300
 LOOK_S: Final = 0.02
 STOP_WITHIN_S: Final = 30
 PARTITIONS: Final = 12
-POLL_MS: Final = 10
-LINGER_MS: Final = 20
-"""These two are for a backlog; a trickle wants less."""
 
 WORKER: Final[dict[str, str]] = {
     "key.converter": "org.apache.kafka.connect.storage.StringConverter",
@@ -91,8 +88,8 @@ class Connect:
     bootstrap: str
     topic: str
     folder: Path
-    poll_ms: int = POLL_MS
-    linger_ms: int = LINGER_MS
+    poll_ms: int
+    linger_ms: int
 
     @contextmanager
     def running(self) -> Iterator[Pid]:

@@ -20,9 +20,9 @@ FOLDER: Final = Path(__file__).parent.parent / "docs" / "pictures"
 WIDTH, HEIGHT = 640, 360
 LEFT, RIGHT, TOP, BOTTOM = 80, 150, 40, 50
 COLOURS: Final = (
-    *("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444"),
-    *("#14b8a6", "#ca8a04", "#64748b", "#ec4899", "#1e3a8a"),
-)
+    "#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444",
+    "#14b8a6", "#ca8a04", "#64748b", "#ec4899", "#1e3a8a",
+)  # fmt: skip
 STYLE: Final = """
 text { font: 12px sans-serif; fill: #1f2937 } .title { font-size: 14px; font-weight: bold }
 .grid { stroke: #9ca3af; stroke-opacity: .35 }

@@ -126,25 +126,13 @@ def beside(
 
 
 def at_quantiles(
-    question: str, unit: str, rounds: Sequence[Sequence[float]], targets: Mapping[str, Target]
+    question: str, unit: str, rounds: Mapping[str, Sequence[Sequence[float]]], targets: Mapping[str, Target]
 ) -> Iterator[Result]:
-    """A result for each of :data:`QUANTILES`, which ``targets`` names. ``rounds``: the single figures of each."""
+    """A result for each of :data:`QUANTILES`, which ``targets`` names. ``rounds``: the single figures of each, by
+    contender, ``ours`` first; beside a reference a target is for the ratio."""
     for name, place in QUANTILES.items():
-        figures = [quantiles(each, n=100)[place] for each in rounds]
-        yield Result(f"{question}, {name}", unit, {"ours": figures}, targets.get(name))
-
-
-def beside_at_quantiles(
-    question: str,
-    unit: str,
-    pair: tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]],
-    reference: str,
-    target: Target,
-) -> Iterator[Result]:
-    """The same of ours and one reference, which took turns: the target is for the ratio of each quantile."""
-    for name, place in QUANTILES.items():
-        ours, theirs = ([quantiles(each, n=100)[place] for each in rounds] for rounds in pair)
-        yield Result(f"{question}, {name}", unit, {"ours": ours, reference: theirs}, target)
+        samples = {who: [quantiles(figures, n=100)[place] for figures in each] for who, each in rounds.items()}
+        yield Result(f"{question}, {name}", unit, samples, targets.get(name))
 
 
 def rounded(figure: float | None) -> float | None:

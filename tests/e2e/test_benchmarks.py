@@ -16,7 +16,7 @@ from benchmarks import __main__ as benchmarks
 from benchmarks import pictures, results
 from benchmarks.measuring import interleaved
 from benchmarks.processes import processes
-from benchmarks.results import Result, at_least, at_most, beside, beside_at_quantiles
+from benchmarks.results import Result, at_least, at_most, at_quantiles, beside
 from deploy.local.servers import variable
 from tests.integration.reading import until
 
@@ -171,7 +171,8 @@ def test_the_picture_of_latency_leaves_ratios_out() -> None:
 
 def test_quantiles_are_taken_of_each_round_and_compared_within_it() -> None:
     ours, theirs = [[1.0] * 98 + [8.0, 9.0], [2.0] * 100], [[2.0] * 100, [8.0] * 100]
-    p50, p99 = beside_at_quantiles("commit to seen", "ms", (ours, theirs), "theirs", at_most(1.0))
+    targets = {"p50": at_most(1.0), "p99": at_most(1.0)}
+    p50, p99 = at_quantiles("commit to seen", "ms", {"ours": ours, "theirs": theirs}, targets)
     assert (p50.question, p50.samples) == ("commit to seen, p50", {"ours": [1.0, 2.0], "theirs": [2.0, 8.0]})
     assert (p50.ratio, p50.met) == (0.375, True)
     assert p99.samples["ours"][0] > 8.0
