@@ -280,7 +280,7 @@ class CdcEngine:
         if cursor.part != xid and not self._visible([xid]):
             return Page([], cursor)
         last = cursor.last if cursor.part == xid else 0
-        page = self._poll.read(Cursor(Snapshot.of(xid, ()), Snapshot.of(xid + 1, ()), last), limit)
+        page = self._poll.window(Cursor(Snapshot.of(xid, ()), Snapshot.of(xid + 1, ()), last), limit)
         if page.cursor.open:
             return Page(page.rows, replace(cursor, part=xid, last=page.cursor.last))
         self._whole = None

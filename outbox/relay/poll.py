@@ -77,11 +77,21 @@ class PollEngine:
     def read(self, cursor: Cursor, limit: int) -> Page:
         """The next page after ``cursor``, at most ``limit`` rows; no rows if nothing is new."""
         if cursor.open:
-            page = self._continue(cursor, limit)
+            page = self.window(cursor, limit)
             if page.rows:
                 return page
             cursor = page.cursor  # pages that were full to the row ended the window: it had nothing left
         return self._begin(cursor, limit)
+
+    def window(self, cursor: Cursor, limit: int) -> Page:
+        """The next page of the window that ``cursor`` has open, and of nothing behind it; no rows if none is left."""
+        if self._rest is None:
+            self._rest = self._open_rest(cursor)
+        rows = self._rest.fetchmany(limit)
+        if len(rows) == limit:
+            return Page(rows, replace(cursor, last=rows[-1].seq))
+        self.close()
+        return Page(rows, _shut(cursor, cursor.b))
 
     def written(self, cursor: Cursor) -> None:
         """Nothing in PostgreSQL waits for it."""
@@ -106,15 +116,6 @@ class PollEngine:
         if rows:
             self._sleep.end()
         return Page(rows, _open(cursor, a, b, rows[-1].seq) if len(rows) == limit else _shut(cursor, b))
-
-    def _continue(self, cursor: Cursor, limit: int) -> Page:
-        if self._rest is None:
-            self._rest = self._open_rest(cursor)
-        rows = self._rest.fetchmany(limit)
-        if len(rows) == limit:
-            return Page(rows, replace(cursor, last=rows[-1].seq))
-        self.close()
-        return Page(rows, _shut(cursor, cursor.b))
 
     def _open_rest(self, cursor: Cursor) -> psycopg.ServerCursor[OutboxRow]:
         self._connection.execute("BEGIN")

@@ -77,6 +77,46 @@ def test_a_large_transaction_goes_on_in_its_midst_under_the_next_leader(dsn, pro
     assert recorder.versions("order-2") == [1]
 
 
+@pytest.mark.parametrize("rows", [99, 100, 101])
+def test_a_large_transaction_that_fills_its_last_page_takes_nothing_of_others_along(
+    dsn, producer, recorder, monkeypatch, rows
+):
+    """What others wrote meanwhile comes in the order of their commits, once."""
+    monkeypatch.setattr("outbox.relay.cdc_rows.HELD_ROWS", 50)
+    pages_of_50 = replace(CDC, page_min=50, page_max=50)
+    with leading(dsn, recorder, pages_of_50) as leader, psycopg.connect(dsn) as early:
+        streaming(leader)
+        early.execute("SELECT pg_current_xact_id()")
+        append(producer, "order-1", [event() for _ in range(rows)])
+        append(early, "order-2", event())
+        early.commit()
+        append(producer, "order-2", event())
+        append(producer, "order-3", event())
+        step_until(leader, lambda: "order-3" in recorder.keys())
+        append(producer, "end-1", event())
+        step_until(leader, lambda: "end-1" in recorder.keys())
+    assert recorder.versions("order-1") == list(range(1, rows + 1))
+    assert recorder.versions("order-2") == [1, 2]
+    assert recorder.keys().count("order-3") == 1
+
+
+def test_a_streamed_transaction_of_which_all_was_rolled_back_but_its_end_takes_nothing_of_others_along(
+    dsn, producer, recorder, streams_early
+):
+    with psycopg.connect(dsn) as large, leading(dsn, recorder, CDC) as leader:
+        streaming(leader)
+        large.execute("SAVEPOINT s")
+        append(large, "lost-1", [event("x" * 100) for _ in range(1_000)])
+        step_until(leader, lambda: any(leader._engine.engine._assembly._streamed.values()))
+        large.execute("ROLLBACK TO s")
+        large.commit()
+        append(producer, "order-1", event())
+        published(leader, recorder, 1)
+        append(producer, "end-1", event())
+        step_until(leader, lambda: "end-1" in recorder.keys())
+    assert recorder.keys() == ["order-1", "end-1"]
+
+
 def test_a_large_transaction_published_in_part_goes_on_if_the_next_release_holds_more(
     dsn, producer, recorder, monkeypatch
 ):
