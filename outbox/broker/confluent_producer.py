@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from outbox.broker.librdkafka import opened, refused, unavailable
@@ -96,7 +97,7 @@ class ConfluentProducer(KafkaProducer):
 
     def _send(
         self, messages: Sequence[Outgoing], partitions: dict[str, int], until: float
-    ) -> tuple[Lanes, MessageRefused | None]:
+    ) -> tuple[Lanes, Exception | None]:
         """Hand over messages up to the first one that the client refuses; the lanes they went to."""
         murmur2, send = self._library.murmur2, self._producer.produce
         lanes: Lanes = defaultdict(Lane)
@@ -104,38 +105,36 @@ class ConfluentProducer(KafkaProducer):
             topic = message.topic
             try:
                 key, headers = message.key.encode(), message.headers
+                headers = headers if type(headers) is list else [*headers]  # the client takes nothing else
                 number = murmur2(key, partitions[topic])
                 lane = lanes[topic, number]
-                send(
-                    topic,
-                    message.value,
-                    key,
-                    number,
-                    lane.report,
-                    headers=headers if type(headers) is list else [*headers],  # the client takes nothing else
-                )
-            except BufferError:
-                self._send_when_room(message, number, lane, until)
+                try:
+                    send(topic, message.value, key, number, lane.report, headers=headers)
+                except BufferError:
+                    self._send_when_room(
+                        partial(send, topic, message.value, key, number, lane.report, headers=headers), until
+                    )
             except (UnicodeEncodeError, self._library.KafkaException) as error:
                 return lanes, self._client_refusal(error, message, index)
         return lanes, None
 
-    def _send_when_room(self, message: Outgoing, number: int, lane: Lane, until: float) -> None:
-        key, headers = message.key.encode(), [*message.headers]
+    def _send_when_room(self, send: Callable[[], None], until: float) -> None:
         while time.monotonic() < until:
-            self._producer.poll(ROOM_WAIT_S)
             try:
-                self._producer.produce(message.topic, message.value, key, number, lane.report, headers=headers)
-            except BufferError:
-                continue
-            return
+                self._producer.poll(ROOM_WAIT_S)
+            except (self._library.KafkaException, SystemError) as error:  # as in a flush
+                raise self._fatal(error) from error
+            with contextlib.suppress(BufferError):
+                return send()
         raise unavailable(self._settings, "the queue stayed full")
 
-    def _client_refusal(self, error: Exception, message: Outgoing, index: int) -> MessageRefused:
+    def _client_refusal(self, error: Exception, message: Outgoing, index: int) -> Exception:
+        """What to raise unless the flush knows better: of a fatal error, which ends the client in the midst of a batch,
+        the reason is told there."""
         encode_key(message, index)
         reason = error.args[0]
         if not refused(reason):
-            raise unavailable(self._settings, reason.str()) from error
+            return unavailable(self._settings, reason.str())
         return MessageRefused(f"message {index} for topic {message.topic!r} is refused: {reason.str()}", index)
 
     def _flush(self, until: float) -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import confluent_kafka
@@ -22,6 +22,7 @@ from outbox.broker.confluent import ConfluentBroker
 from outbox.broker.kafka_python import KafkaPythonBroker
 from outbox.errors import BrokerError, BrokerUnavailable, Fenced, MessageRefused, SettingsError
 from tests.conformance.brokers import WAIT_S, by_key, collect, earliest, first_times, numbered, poll_until
+from tests.relaying import until
 
 KEYS = [f"stream-{i}" for i in range(40)] + ["ünï-çødé", "日本語-1", "🙂-🙃", "x", "ab", "abc", "\u00ff" * 5]
 CLIENTS = ("kafka-python", "confluent")
@@ -121,6 +122,49 @@ def test_what_a_topic_itself_refuses_is_refused_with_its_index(bootstrap, topic,
     assert first_times(found.pop("a"))[1:] == [b"0", b"1"]
     assert {k: first_times(v) for k, v in found.items()} == by_key(other)
     producer.close()
+
+
+class Waiting(Message):
+    """A message that is handed over when the client takes no more."""
+
+    client: Any = None
+
+    @property
+    def headers(self):
+        with suppress(confluent_kafka.KafkaException):
+            until(lambda: self.client._producer.produce("elsewhere", b"", b"", 0))
+        return []
+
+
+@pytest.fixture
+def narrow(bootstrap, topic, monkeypatch):
+    """A producer with little room, and a topic that takes less than it would send."""
+    monkeypatch.setattr("outbox.broker.confluent_producer.QUEUE_KIB_MAX", 500)
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    admin.create_topics(
+        {topic: {"num_partitions": 1, "replication_factor": 1, "configs": {"max.message.bytes": "20000"}}}
+    )
+    admin.close()
+    with closing(open_kafka(settings(bootstrap, "confluent", compression="none", linger_ms=1)).producer()) as producer:
+        yield producer
+
+
+def test_what_a_topic_itself_refuses_is_found_while_a_batch_waits_for_room(narrow, topic) -> None:
+    large = Message(topic, "a", b"x" * 100_000)
+    batch = [Message(topic, "a", b"x" * 10_000) for _ in range(200)]
+    for _ in range(3):
+        with pytest.raises(MessageRefused) as refusal:
+            narrow.publish([*batch[:2], large, *batch[2:]])
+        assert refusal.value.index == 2
+
+
+def test_what_a_topic_itself_refuses_is_found_while_a_batch_is_handed_over(narrow, topic) -> None:
+    behind = Waiting(topic, "a", b"1")
+    behind.client = narrow
+    for _ in range(3):
+        with pytest.raises(MessageRefused) as refusal:
+            narrow.publish([Message(topic, "a", b"0"), Message(topic, "a", b"x" * 100_000), behind])
+        assert refusal.value.index == 1
 
 
 @pytest.mark.parametrize("client", CLIENTS)
