@@ -25,7 +25,7 @@ from outbox.errors import DatabaseError
 from outbox.logs import logger
 from outbox.relay import slot as slots
 from outbox.relay.cdc_rows import Assembly, Committed
-from outbox.relay.cursor import Cursor, Snapshot
+from outbox.relay.cursor import IN_PROGRESS_MAX, Cursor, Snapshot
 from outbox.relay.lease import Lease
 from outbox.relay.poll import Page, PollEngine
 from outbox.relay.replication import NewSlot, Replication, lsn_number, lsn_text
@@ -43,9 +43,6 @@ OPTIONS: Final = {
 MESSAGES_A_READ: Final = 50_000
 """A bound on one read, so that the leader goes on to live while a huge transaction passes that is not wanted here."""
 PAGE_BYTES: Final = 16 << 20
-IN_PROGRESS_MAX: Final = 1_000
-"""How many transactions the cursor may list as open. Beyond, a transaction published is not added to ``a``, which then
-lags until :class:`_Mark` lets it catch up: ``lsn`` still passes it, and a switch of engines publishes it once more."""
 MARK_EVERY_S: Final = 1.0
 """How often an idle engine moves ``a`` on."""
 WATCH_EVERY_S: Final = 5.0

@@ -12,7 +12,7 @@ So *a* means the same under both engines, and either goes on where the other sto
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self
 
 from outbox.broker.protocol import Places
@@ -83,6 +83,10 @@ class Snapshot:
         return {int(xid) for xid in self.in_progress}, self.xmax
 
 
+IN_PROGRESS_MAX: Final = 1_000
+"""How many transactions the cdc engine may list as open. Beyond, a transaction published is not added to ``a``, which
+then lags until a mark lets it catch up: ``lsn`` still passes it, and a switch of engines publishes it once more."""
+
 BEGINNING: Final = Snapshot("3:3:")
 """Before every transaction there ever was: 3 is the first normal transaction id."""
 
@@ -106,6 +110,15 @@ class Cursor:
     def open(self) -> bool:
         """Whether a window is published in part."""
         return self.a != self.b
+
+    @property
+    def as_window(self) -> Cursor:
+        """The same place, for who knows no ``part``: a window of that transaction alone. Where too many would have to
+        be listed as open for it, ``part`` is left as it is."""
+        if self.open or not self.part:
+            return self
+        window = replace(self, b=self.a.including([self.part], IN_PROGRESS_MAX), part=0)
+        return window if window.open else self
 
 
 _LOAD: Final = """

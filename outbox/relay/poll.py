@@ -75,7 +75,11 @@ class PollEngine:
         self._rest: psycopg.ServerCursor[OutboxRow] | None = None
 
     def read(self, cursor: Cursor, limit: int) -> Page:
-        """The next page after ``cursor``, at most ``limit`` rows; no rows if nothing is new."""
+        """The next page after ``cursor``, at most ``limit`` rows; no rows if nothing is new.
+
+        What the cdc engine has published of a large transaction is not published again: its rest comes first.
+        """
+        cursor = cursor.as_window
         if cursor.open:
             page = self.window(cursor, limit)
             if page.rows:

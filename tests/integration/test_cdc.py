@@ -18,6 +18,7 @@ from tests.relaying import (
     Recorder,
     down,
     drain,
+    drop_slots,
     first_occurrences,
     leading,
     slots,
@@ -259,15 +260,26 @@ def test_a_window_the_poll_engine_left_open_is_finished_before_the_stream(dsn, p
     assert recorder.versions("order-1") == list(range(1, 101))
 
 
-def test_a_transaction_streamed_in_part_is_published_by_the_poll_engine_too(dsn, producer, recorder, monkeypatch):
+@pytest.mark.parametrize("then", ["poll", "drain", "slot lost"])
+def test_a_transaction_streamed_in_part_is_published_to_its_end_without_the_stream_too(
+    dsn, producer, recorder, monkeypatch, then
+):
     monkeypatch.setattr("outbox.relay.cdc_rows.HELD_ROWS", 100)
     with leading(dsn, recorder, CDC) as leader:
         streaming(leader)
         append(producer, "order-1", [event() for _ in range(300)])
+        append(producer, "order-2", event())
         published(leader, recorder, 60)
-    with leading(dsn, recorder, POLL) as leader:
-        drain(leader)
-    assert first_occurrences(recorder.versions("order-1")) == list(range(1, 301))
+    assert written(producer)[5] is not None
+    if then == "drain":
+        Relay(dsn, lambda: recorder, replace(CDC, lease_s=0.5)).run(threading.Event(), drain=True)
+    elif then == "slot lost":
+        drop_slots(producer)
+    with leading(dsn, recorder, POLL if then == "poll" else CDC) as leader:
+        append(producer, "order-1", event())
+        published(leader, recorder, 302)
+    assert recorder.versions("order-1") == list(range(1, 302)), "in order, and nothing twice"
+    assert recorder.versions("order-2") == [1]
 
 
 def test_draining_takes_the_tables_and_leaves_the_slot_for_the_stream_to_go_on(dsn, producer, recorder):
