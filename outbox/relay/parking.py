@@ -17,7 +17,7 @@ import orjson
 from outbox.database import Connection
 from outbox.errors import DatabaseError
 from outbox.log.as_sent import read_as_sent
-from outbox.relay.rows import COLUMNS, OutboxRow, outbox_rows
+from outbox.relay.rows import COLUMNS, STANDS, OutboxRow, outbox_rows, standing
 
 BEHIND: Final = "waits behind an earlier row of its key"
 """The reason of a row that was never refused itself."""
@@ -36,21 +36,25 @@ FROM unnest(%(topics)s::text[], %(keys)s::text[], %(seqs)s::bigint[], %(position
     AS r (topic, key, seq, position, headers, payload, reason)
 ON CONFLICT DO NOTHING
 """
-# A key goes on if somebody asked for it, or if the row that held it back has been discarded.
-_KEYS: Final = """
-SELECT topic, key, bool_or(retry) OR (array_agg(reason ORDER BY seq))[1] = %(behind)s
-FROM outbox.parked WHERE relay = %(relay)s GROUP BY topic, key
+# A key goes on if somebody asked for it, or if the row that held it back has been discarded, or its event erased.
+_KEYS: Final = f"""
+SELECT o.topic, o.key, bool_or(o.retry)
+    OR coalesce((array_agg(o.reason ORDER BY o.seq) FILTER (WHERE {STANDS}))[1], %(behind)s) = %(behind)s
+FROM outbox.parked o LEFT JOIN outbox.event e USING (position) WHERE o.relay = %(relay)s GROUP BY o.topic, o.key
 """
 _ROWS: Final = f"""
 SELECT {COLUMNS} FROM outbox.parked o LEFT JOIN outbox.event e USING (position)
-WHERE o.relay = %(relay)s AND o.topic = %(topic)s AND o.key = %(key)s ORDER BY o.seq LIMIT %(limit)s
+WHERE o.relay = %(relay)s AND o.topic = %(topic)s AND o.key = %(key)s AND {STANDS} ORDER BY o.seq LIMIT %(limit)s
 """
 _HELD: Final = f"""
 SELECT {COLUMNS} FROM outbox.outbox o LEFT JOIN outbox.event e USING (position)
 WHERE o.seq = ANY (%(seqs)s) ORDER BY o.seq
 """
 _DONE: Final = """
-DELETE FROM outbox.parked WHERE relay = %(relay)s AND topic = %(topic)s AND key = %(key)s AND seq = ANY (%(seqs)s)
+DELETE FROM outbox.parked o WHERE relay = %(relay)s AND topic = %(topic)s AND key = %(key)s AND (
+    seq = ANY (%(seqs)s)
+    OR position IS NOT NULL AND NOT EXISTS (SELECT FROM outbox.event e WHERE e.position = o.position)
+)
 """
 _LEFT: Final = """
 SELECT FROM outbox.parked WHERE relay = %(relay)s AND topic = %(topic)s AND key = %(key)s LIMIT 1
@@ -149,7 +153,7 @@ class Parking:
         found = self._found(_HELD, {"seqs": list(named)}) if named else []
         if len(found) != len(named):
             raise DatabaseError(f"relay {self._relay!r}: {len(named) - len(found)} rows to park are not in the outbox")
-        for row in found:
+        for row in standing(found):
             self.hold(row, named[row.seq])
 
     def write(self) -> None:

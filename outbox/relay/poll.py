@@ -12,7 +12,7 @@ import psycopg
 from outbox.database import Connection
 from outbox.log.as_sent import read_as_sent
 from outbox.relay.cursor import Cursor, Snapshot
-from outbox.relay.rows import COLUMNS, OutboxRow, outbox_row, outbox_rows
+from outbox.relay.rows import COLUMNS, STANDS, OutboxRow, outbox_row, outbox_rows, standing
 from outbox.relay.sleep import UNLOCK, Sleep
 
 PLANNING: Final[Mapping[str, str]] = {
@@ -50,7 +50,7 @@ WITH o AS (
         SELECT * FROM outbox.outbox WHERE xid = ANY (%(in_progress)s::text[]::xid8[])
     ) r WHERE seq > %(last)s AND pg_visible_in_snapshot(xid, %(b)s::pg_snapshot) ORDER BY seq
 )
-SELECT {COLUMNS} FROM o LEFT JOIN outbox.event e USING (position) ORDER BY o.seq
+SELECT {COLUMNS} FROM o LEFT JOIN outbox.event e USING (position) WHERE {STANDS} ORDER BY o.seq
 """
 
 
@@ -119,7 +119,9 @@ class PollEngine:
         rows = [outbox_row(r[1:]) for r in found if r[1] is not None]
         if rows:
             self._sleep.end()
-        return Page(rows, _open(cursor, a, b, rows[-1].seq) if len(rows) == limit else _shut(cursor, b))
+        after = _open(cursor, a, b, rows[-1].seq) if len(rows) == limit else _shut(cursor, b)
+        page = Page(standing(rows), after)
+        return self.read(after, limit) if after.open and not page.rows else page
 
     def _open_rest(self, cursor: Cursor) -> psycopg.ServerCursor[OutboxRow]:
         self._connection.execute("BEGIN")

@@ -24,6 +24,9 @@ CASE WHEN o.position IS NULL THEN o.headers ELSE e.meta END
 """The columns of an :class:`OutboxRow`, of a row ``o`` of the outbox and its event ``e``, if it has one. To be read in
 binary form, after :func:`outbox.log.as_sent.read_as_sent`."""
 
+STANDS: Final = "(o.position IS NULL OR e.stream IS NOT NULL)"
+"""Whether there is something to publish: an event may have been erased by law before it was."""
+
 
 class OutboxRow(NamedTuple):
     """An event that waits or, without a position, a plain message; see :class:`~outbox.broker.protocol.Outgoing`."""
@@ -59,6 +62,11 @@ def outbox_rows(cursor: Any) -> Any:
     """psycopg's row factory of them."""
     del cursor
     return outbox_row
+
+
+def standing(rows: Sequence[OutboxRow]) -> list[OutboxRow]:
+    """Those of which :data:`STANDS` holds: the others have no topic."""
+    return [row for row in rows if row.topic is not None]
 
 
 def ids_of(rows: Sequence[OutboxRow]) -> list[str]:

@@ -1,0 +1,108 @@
+"""Events that are erased by law before the relay has published them: it passes them by, wherever they are."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+from outbox.broker import LocalBroker, TopicPartition
+from outbox.log.append import append, send
+from outbox.log.identity import check_identity
+from outbox.relay.cursor import Cursor, Snapshot
+from outbox.relay.exactly_once import recover
+from outbox.relay.lease import take
+from outbox.relay.note import Note
+from outbox.relay.parking import parked
+from outbox.relay.settings import RelaySettings
+from tests.integration.appending import event
+from tests.relaying import Recorder, drain, leading, until
+
+SMALL = RelaySettings(page_min=10, page_max=10)
+
+
+@pytest.fixture
+def producer(database):
+    with psycopg.connect(database, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def recorder():
+    return Recorder()
+
+
+def erase(connection, stream, below=1_000):
+    with connection.transaction():
+        connection.execute("SET LOCAL outbox.erasure = 'on'")
+        connection.execute("DELETE FROM outbox.event WHERE stream = %s AND version < %s", [stream, below])
+
+
+def test_an_event_erased_before_it_was_published_is_passed_by(database, producer, recorder):
+    append(producer, "order-1", [event() for _ in range(3)])
+    append(producer, "order-2", event())
+    send(producer, "plain", "order-1", b"")
+    erase(producer, "order-1")
+    with leading(database, recorder, SMALL) as leader:
+        drain(leader)
+        append(producer, "order-1", event())
+        drain(leader)
+    assert [(m.topic, m.key) for m in recorder.messages] == [
+        ("outbox.order", "order-2"),
+        ("plain", "order-1"),
+        ("outbox.order", "order-1"),
+    ]
+
+
+@pytest.mark.parametrize("erased", [9, 10, 20, 25])
+def test_pages_of_nothing_but_erased_events_are_no_end(database, producer, recorder, erased):
+    append(producer, "order-1", [event() for _ in range(erased)])
+    append(producer, "order-2", [event() for _ in range(15)])
+    erase(producer, "order-1")
+    with leading(database, recorder, SMALL) as leader:
+        drain(leader)
+    assert recorder.versions("order-2") == list(range(1, 16))
+
+
+def test_a_parked_key_whose_events_are_erased_is_free_again(database, producer, recorder, monkeypatch):
+    monkeypatch.setattr("outbox.relay.leader.REDRIVE_EVERY_S", 0.0)
+    recorder.refuse = {"order-1", "order-2"}
+    append(producer, "order-1", [event() for _ in range(3)])
+    append(producer, "order-2", [event() for _ in range(3)])
+    with leading(database, recorder, SMALL) as leader:
+        drain(leader)
+        erase(producer, "order-1")
+        erase(producer, "order-2", below=2)
+        recorder.refuse = set()
+        until(lambda: leader.step() == 0 and not parked(producer))
+        append(producer, "order-1", event())
+        drain(leader)
+    assert recorder.versions("order-2") == [2, 3]
+    assert recorder.versions("order-1") == [1]
+
+
+def note_of(connection, parked):
+    """What a leader that died behind the broker's commit of its first page has left there."""
+    identity = check_identity(connection)
+    (here,) = connection.execute("SELECT pg_current_snapshot()::text").fetchone()
+    cursor = Cursor(Snapshot(here), Snapshot(here))
+    place = {TopicPartition("outbox.order", 0): 0}
+    return Note(str(identity.log_id), identity.timeline_now, 1, cursor, place, parked).encode()
+
+
+def test_a_row_to_park_by_the_brokers_note_may_be_erased_meanwhile(database, producer):
+    broker, settings = LocalBroker(database), RelaySettings(delivery="exactly_once")
+    append(producer, "order-1", event())
+    (seq,) = producer.execute("SELECT seq FROM outbox.outbox").fetchone()
+    lease = take(producer, settings.name, "test", 60.0)
+    transactions = broker.transactions(settings.transactions)
+    recover(producer, transactions, lease, settings, lambda: None)
+    note = note_of(producer, parked=[(seq, "too large")])
+    transactions.publish([], lambda places: note)
+    transactions.close()
+    erase(producer, "order-1")
+    again = broker.transactions(settings.transactions)
+    recover(producer, again, lease, settings, lambda: None)
+    assert parked(producer) == []
+    assert producer.execute("SELECT step FROM outbox.relay_cursor").fetchone() == (1,)
+    again.close()
+    broker.close()
