@@ -51,9 +51,10 @@ class ExactlyOnceLeader(Leader):
         settings: RelaySettings,
         identity: Identity,
         horizon: Horizon | None = None,
+        going_on: Callable[[], None] = lambda: None,
     ) -> None:
         """``transactions`` have recovered, and ``identity`` is what :func:`recover` has given."""
-        super().__init__(connection, engine, transactions, lease, settings, horizon)
+        super().__init__(connection, engine, transactions, lease, settings, horizon, going_on)
         self._transactions = transactions
         self._identity = identity
         self._steps = cursors.steps(connection, lease.name)

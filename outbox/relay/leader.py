@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final
@@ -62,14 +62,20 @@ class Leader:
         lease: Lease,
         settings: RelaySettings,
         horizon: Horizon | None = None,
+        going_on: Callable[[], None] = lambda: None,
     ) -> None:
-        """``horizon`` is asked about each topic before the first event goes there; None: nobody is asked."""
+        """``horizon`` is asked about each topic before the first event goes there; None: nobody is asked.
+
+        ``going_on`` is called in the midst of a step that gets on, and may raise: each row that is refused may take the
+        broker seconds to find, and of a page all may be.
+        """
         self._connection = connection
         self._engine = engine
         self._producer = producer
         self._lease = lease
         self._settings = settings
         self._horizon = horizon
+        self._going_on = going_on
         self._cursor = cursors.load(connection, lease.name, lease.epoch)
         self._parking = Parking(connection, lease.name, settings.prefix)
         self._limit = settings.page_min
@@ -132,6 +138,7 @@ class Leader:
     def _park(self, row: OutboxRow, refused: MessageRefused) -> None:
         self._parking.hold(row, first_line(refused))
         log.warning("parked", topic=row.topic, key=row.key, reason=first_line(refused))
+        self._going_on()
 
     def _send(self, rows: Sequence[OutboxRow]) -> Places:
         if not rows:

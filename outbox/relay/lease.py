@@ -20,7 +20,7 @@ from outbox.database import Connection, connect
 from outbox.errors import DatabaseError, Fenced
 
 STALL_S: Final = 120.0
-"""A leader that has not finished a step for so long hangs: longer than any wait of a broker's client."""
+"""A leader that has not got on for so long hangs: longer than any wait of a broker's client."""
 
 LOOKS_PER_TERM: Final = 6
 """How often a stand-by looks, in the time that a lease lasts."""

@@ -69,7 +69,7 @@ class Relay:
             keeper = stack.enter_context(Keeper(self._dsn, lease))
             broker = self._broker()
             stack.callback(broker.close)
-            lead = self._ready(stack, connection, broker, lease)
+            lead = self._ready(stack, connection, broker, lease, keeper)
             engine = stack.enter_context(open_engine(self._dsn, lease, self._settings, drain=drain))
             leader = lead(engine)
             RELAY_LEADER.set(1)
@@ -77,7 +77,7 @@ class Relay:
             return self._turn(leader, engine, keeper, stop, drain=drain)
 
     def _ready(
-        self, stack: ExitStack, connection: Connection, broker: Broker, lease: Lease
+        self, stack: ExitStack, connection: Connection, broker: Broker, lease: Lease, keeper: Keeper
     ) -> Callable[[ReadAhead], Leader]:
         """What is to be done before the cursor is read; the leader, once it has an engine."""
         settings = self._settings
@@ -86,11 +86,13 @@ class Relay:
             horizon.check_log()
             producer = broker.producer()
             stack.callback(producer.close)
-            return lambda engine: Leader(connection, engine, producer, lease, settings, horizon)
+            return lambda engine: Leader(connection, engine, producer, lease, settings, horizon, keeper.check)
         transactions = broker.transactions(settings.transactions)
         stack.callback(transactions.close)
         identity = recover(connection, transactions, lease, settings, horizon.check_log)
-        return lambda engine: ExactlyOnceLeader(connection, engine, transactions, lease, settings, identity, horizon)
+        return lambda engine: ExactlyOnceLeader(
+            connection, engine, transactions, lease, settings, identity, horizon, keeper.check
+        )
 
     def _turn(self, leader: Leader, engine: ReadAhead, keeper: Keeper, stop: threading.Event, *, drain: bool) -> bool:
         sleep_s = self._settings.sleep_min_s

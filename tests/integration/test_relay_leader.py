@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 
 import psycopg
 import pytest
@@ -13,9 +14,10 @@ from outbox.errors import BrokerUnavailable, Fenced
 from outbox.log.append import append, send
 from outbox.relay import cursor as cursors
 from outbox.relay.cursor import BEGINNING, Cursor, Snapshot
-from outbox.relay.lease import Keeper, take
+from outbox.relay.lease import STALL_S, Keeper, take
 from outbox.relay.parking import discard, parked, retry
 from outbox.relay.poll import PollEngine
+from outbox.relay.relay import Relay
 from outbox.relay.settings import RelaySettings
 from tests.integration.appending import event
 from tests.relaying import Recorder, down, drain, first_occurrences, leading, until
@@ -98,6 +100,36 @@ def test_a_keeper_gives_up_a_leader_that_hangs(database, producer, monkeypatch):
         until(lambda: not keeper._thread.is_alive())
         with pytest.raises(Fenced, match="no step was finished"):
             keeper.check()
+
+
+class Clock:
+    """The keeper's, which goes only as it is told; ``looks``: how often the keeper's thread has looked at it."""
+
+    def __init__(self) -> None:
+        self.now, self.looks = 0.0, 0
+
+    def monotonic(self) -> float:
+        self.looks += threading.current_thread().name == "outbox-lease"
+        return self.now
+
+
+def test_a_leader_that_finds_one_refused_row_after_another_does_not_hang(database, producer, recorder, monkeypatch):
+    clock, keys = Clock(), [f"order-{n}" for n in range(6)]
+    recorder.refuse = set(keys)
+    for key in [*keys, "other-1"]:
+        append(producer, key, event())
+
+    def slow(messages):
+        """Each try takes half of the time after which a leader hangs, and is seen to."""
+        clock.now, looks = clock.now + STALL_S / 2, clock.looks
+        until(lambda: clock.looks > looks or not any(t.name == "outbox-lease" for t in threading.enumerate()))
+
+    monkeypatch.setattr("outbox.relay.lease.time", clock)
+    recorder.fault = slow
+    Relay(database, lambda: recorder, RelaySettings(lease_s=0.3)).run(threading.Event(), drain=True)
+    assert producer.execute("SELECT epoch FROM outbox.lease").fetchone() == (1,), "one term"
+    assert [p.key for p in parked(producer)] == keys
+    assert set(recorder.keys()) == {"other-1"}
 
 
 def test_a_window_that_fills_its_pages_to_the_row_does_not_look_like_the_end(database, producer, recorder):
