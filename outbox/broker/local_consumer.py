@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -56,6 +56,14 @@ RANGE: Final = """
 SELECT coalesce((SELECT b."offset" FROM outbox.broker_message b
                  WHERE b.topic_id = p.topic_id AND b.partition = p.partition ORDER BY b."offset" LIMIT 1),
                 p.next_offset), p.next_offset
+FROM outbox.broker_topic t JOIN outbox.broker_partition p USING (topic_id)
+WHERE t.topic = %s AND p.partition = %s
+"""
+# What was trimmed need not be the beginning: a part in use is left for the next time, and later ones are emptied.
+NEXT: Final = """
+SELECT coalesce((SELECT b."offset" FROM outbox.broker_message b
+                 WHERE b.topic_id = p.topic_id AND b.partition = p.partition AND b."offset" >= %s
+                 ORDER BY b."offset" LIMIT 1), p.next_offset)
 FROM outbox.broker_topic t JOIN outbox.broker_partition p USING (topic_id)
 WHERE t.topic = %s AND p.partition = %s
 """
@@ -149,7 +157,7 @@ class LocalConsumer:
             "broker.gap",
             topic=tp.topic,
             partition=tp.partition,
-            reason="the wanted offset is gone: reading from the earliest",
+            reason="the wanted offset is gone: reading from the next that is left",
             detail=f"offset {wanted}, found {found}",
         )
 
@@ -157,15 +165,18 @@ class LocalConsumer:
         behind = self._behind(connection)
         if not behind:
             return []
-        rows = connection.execute(READ, self._ranges(behind, max_messages), binary=True).fetchall()
+        ranges = self._ranges(behind, max_messages)
+        silent = {tp for tp, at, before in zip(behind, *ranges[3:5], strict=True) if at < before}
+        rows = connection.execute(READ, ranges, binary=True).fetchall()
         places = list(behind)
         deliveries = []
         for number, offset, key, value, headers in rows:
             tp = places[number - 1]
             self._advance(tp, offset)
+            silent.discard(tp)
             deliveries.append(Delivery(tp.topic, tp.partition, offset, decode_key(key), value, decode_headers(headers)))
-        if not deliveries:
-            self._skip_trimmed(connection, behind)
+        if silent:
+            self._skip_trimmed(connection, silent)
         return deliveries
 
     def _behind(self, connection: Connection) -> dict[TopicPartition, int]:
@@ -204,11 +215,14 @@ class LocalConsumer:
             self._log_gap(tp, place.at, offset)
         place.at = offset + 1
 
-    def _skip_trimmed(self, connection: Connection, behind: Mapping[TopicPartition, int]) -> None:
+    def _skip_trimmed(self, connection: Connection, silent: Iterable[TopicPartition]) -> None:
         """There was something to read and nothing came: it has been trimmed, or the lease is lost."""
-        for tp in behind:
+        for tp in silent:
             place = self._places[tp]
-            place.at = max(place.at, self._begin(connection, tp, place.at))
+            row = connection.execute(NEXT, [place.at, *tp]).fetchone()
+            if row is not None and row[0] > place.at:
+                self._log_gap(tp, place.at, row[0])
+                place.at = row[0]
         self._share_at = 0.0
 
     def _wait(self, connection: Connection, timeout_s: float) -> None:

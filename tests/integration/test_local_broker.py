@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from zlib import crc32
 
 import psycopg
 import pytest
@@ -128,6 +129,37 @@ def test_a_reader_behind_what_was_trimmed_goes_on_at_the_earliest_and_says_so(br
     producer.publish([Message("t", "a", b"5")])
     assert [(d.offset, d.value) for d in collect(consumer, 1)] == [(4, b"5")]
     assert capsys.readouterr().out.count("broker.gap") == 2
+    consumer.close()
+
+
+def test_a_reader_goes_on_behind_messages_trimmed_from_the_middle(broker, dsn, watch) -> None:
+    producer = broker.producer()
+    for part, count in enumerate((5, 50, 5)):
+        fill_parts(watch, part)
+        producer.publish([Message("t", "a", b"%d" % part)] * count)
+    with psycopg.connect(dsn) as reader:
+        reader.execute("SELECT count(*) FROM outbox.broker_message_0")
+        assert broker.trim(0) == 1
+    consumer = broker.consumer("g", ["t"], earliest)
+    found = []
+    poll_until(lambda: (found.extend(consumer.poll(10, 0.1)), len(found) == 10)[1])
+    assert [d.value for d in found] == [b"0"] * 5 + [b"2"] * 5
+    consumer.close()
+
+
+def test_a_partition_that_was_trimmed_goes_on_while_others_have_much_to_read(broker, watch) -> None:
+    producer = broker.producer()
+    producer.publish([Message("t", "a", b"old")] * 50)
+    fill_parts(watch, 1)
+    producer.publish([Message("t", "a", b"new")])
+    others = [k for k in map(str, range(50)) if crc32(k.encode()) % 4 != crc32(b"a") % 4]
+    producer.publish([Message("t", others[n % len(others)], b"other") for n in range(400)])
+    consumer = broker.consumer("g", ["t"], lambda partition: 1)
+    consumer.poll(4, 5.0)
+    broker.trim(0)
+    found = [d.value for _ in range(50) for d in consumer.poll(4, 5.0)]
+    assert b"new" in found
+    assert found[-1] == b"other", "others had more"
     consumer.close()
 
 
