@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
@@ -28,6 +28,12 @@ HALTED_MS: Final = 10_000
 """How long the server lets a leader's transaction stand still. One that is stopped in its midst (its process halted,
 its machine asleep) has lost its lease, but would hold its successor up with what it has locked: the server ends it."""
 
+# A database or role may have been told not to wait for its commits. A leader's epoch must not be undone by a crash, nor
+# a cursor by which something outside was told to forget.
+_LASTING: Final = """
+SELECT set_config('synchronous_commit', 'local', false) WHERE current_setting('synchronous_commit') = 'off'
+"""
+
 NEEDED: Final = ("event", "outbox", "relay_cursor", "checkpoint", "dead_letter")
 
 
@@ -51,9 +57,12 @@ def connect(dsn: str, *, autocommit: bool = True, **settings: str) -> Connection
     return connection
 
 
-def leading(dsn: str) -> AbstractContextManager[Connection]:
-    """:func:`connected`, for what a leader writes: see :data:`HALTED_MS`."""
-    return connected(dsn, idle_in_transaction_session_timeout=str(HALTED_MS))
+@contextmanager
+def leading(dsn: str) -> Iterator[Connection]:
+    """:func:`connected`, for what a leader writes: see :data:`HALTED_MS` and :data:`_LASTING`."""
+    with connected(dsn, idle_in_transaction_session_timeout=str(HALTED_MS)) as connection:
+        connection.execute(_LASTING)
+        yield connection
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from deploy.local.local import Local
+from outbox import database
 from outbox.broker.protocol import Message, Note, TopicPartition
 from outbox.database import connected
 from outbox.log.append import append
@@ -43,6 +44,7 @@ def crash(servers: Local) -> None:
 
 def appended(dsn: str, count: int) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("SET synchronous_commit = on")
         for _ in range(count):
             append(connection, "order-1", event())
 
@@ -82,11 +84,15 @@ class Noting(Recorder):
         return self.note
 
 
-def test_a_crash_of_postgresql_takes_back_no_page_of_an_exactly_once_relay(servers: Local) -> None:
+@pytest.mark.parametrize("waits", ["on", "off"])
+def test_a_crash_of_postgresql_takes_back_no_page_of_an_exactly_once_relay(servers: Local, waits: str) -> None:
+    """Even if the database has been told that its commits need not wait."""
     dsn, broker = servers["postgres"].address, Noting()
+    with psycopg.connect(dsn, autocommit=True) as owner:
+        owner.execute(f'ALTER DATABASE "{owner.info.dbname}" SET synchronous_commit = {waits}')
     for number in range(1, ROUNDS + 1):
         appended(dsn, 20)
-        with connected(dsn) as connection:
+        with database.leading(dsn) as connection:
             lease = take(connection, SETTINGS.name, "test", SETTINGS.lease_s)
             assert lease is not None
             identity = recover(connection, broker, lease, SETTINGS, lambda: None)
