@@ -36,11 +36,11 @@ FROM outbox.published p LEFT JOIN outbox.checkpoint c
 WHERE p.topic = ANY (%(topics)s) AND p."offset" + 1 > coalesce(c."offset", 0)
 """
 _PARK: Final = """
-INSERT INTO outbox.dead_letter AS d (projector, generation, stream, version, type, error)
-VALUES (%s, %s, %s, %s, %s, %s)
+INSERT INTO outbox.dead_letter AS d (projector, generation, stream, version, type, error, retry)
+VALUES (%s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (projector, generation, stream) DO UPDATE
 SET version = excluded.version, type = excluded.type, error = excluded.error, attempts = d.attempts + 1,
-    retry = false, at = clock_timestamp()
+    retry = excluded.retry, at = clock_timestamp()
 """
 _STRAY: Final = """
 INSERT INTO outbox.dead_letter (projector, generation, stream, version, type, error) VALUES (%s, %s, %s, 0, '', %s)
@@ -211,10 +211,11 @@ def is_relayed(connection: Connection) -> bool:
 # ------------------------------------------------------------ dead letters
 
 
-def park(connection: Connection, letter: DeadLetter) -> None:
-    """Write a dead letter down, or that trying it again has failed."""
+def park(connection: Connection, letter: DeadLetter, *, retry: bool = False) -> None:
+    """Write a dead letter down, or that trying it again has failed. ``retry``: and that it is to be tried once more."""
+    error = letter.error[:2_000]
     connection.execute(
-        _PARK, [letter.projector, letter.generation, letter.stream, letter.version, letter.type, letter.error[:2_000]]
+        _PARK, [letter.projector, letter.generation, letter.stream, letter.version, letter.type, error, retry]
     )
 
 

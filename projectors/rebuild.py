@@ -38,7 +38,7 @@ from projectors.record import Change
 from projectors.resilience import resilient
 from projectors.session import Session, Stations
 from projectors.sinks.protocol import Sink
-from projectors.skipping import skipping
+from projectors.skipping import Skipping, skipping
 
 log = logger("outbox.rebuild")
 
@@ -151,12 +151,12 @@ def build(
     coming = upcoming(connection, plan.name)
     for old in coming.discards:
         _discard(connection, plan, stations, old)
-    loading, _ = skipping(connection, plan)
+    loading, skipped = skipping(connection, plan)
     with ExitStack() as stack:
         sink = resilient(stack.enter_context(stations.sink()), plan.name, stations.resilience, stop)
         sink.drop(TRIAL)  # what a dry run left that was killed
         generation = _begin(connection, plan, sink, coming.generation)
-        streams, records = _Load(connection, loading, stations, sink, generation, tell).run(stop)
+        streams, records = _Load(connection, loading, skipped, stations, sink, generation, tell).run(stop)
     _check_stop(plan, generation.name, stop)
     try:
         with _CatchingUp(plan, stations, generation.name, stop) as catching_up:
@@ -267,10 +267,18 @@ class _Load:
     """Step 2: the log into the store, in batches, writing one while folding and embedding the next."""
 
     def __init__(
-        self, connection: Connection, plan: Plan, stations: Stations, sink: Sink, generation: Generation, tell: Progress
+        self,
+        connection: Connection,
+        plan: Plan,
+        skipped: Skipping,
+        stations: Stations,
+        sink: Sink,
+        generation: Generation,
+        tell: Progress,
     ) -> None:
         self._connection = connection
         self._plan = plan
+        self._skipped = skipped
         self._stations = stations
         self._sink = sink
         self._generation = generation
@@ -331,7 +339,9 @@ class _Load:
             failure.error,
             1,
         )
-        ledger.park(self._connection, letter)
+        # What was given up meanwhile: whoever follows the generation once it serves tries the stream once more.
+        given_up = self._skipped.given_up_since(self._connection, self._plan.name, failure)
+        ledger.park(self._connection, letter, retry=given_up)
 
 
 class _CatchingUp:

@@ -243,6 +243,7 @@ class Session:
         while freed := self._checkpoint(offsets, left_out):
             left_out -= freed
             self._parked -= freed
+            self._skipping.load(self._state, self._plan.name)  # another may have been told to give an event up
             self._pipeline.apply(self._events(d for d in batch.deliveries if d.key in freed))
         self._horizon.applied(batch.deliveries)
         self._consumer.commit(offsets)
@@ -298,7 +299,8 @@ class Session:
         letter = DeadLetter(
             self._plan.name, self._generation, failure.stream, failure.version, failure.type, failure.error, 1
         )
-        ledger.park(self._state, letter)
+        given_up = self._skipping.given_up_since(self._state, self._plan.name, failure)
+        ledger.park(self._state, letter, retry=given_up)
         self._parked.add(failure.stream)
 
 

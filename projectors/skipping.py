@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from outbox.database import Connection
 from outbox.event import Event, Resets
+from projectors.folding import Failure
 from projectors.pipeline import Plan
 from projectors.projection import Projection, resets_of
 from projectors.record import Record
@@ -24,10 +25,12 @@ WITH letter AS (
     UPDATE outbox.dead_letter SET retry = true
     WHERE projector = %(projector)s AND stream = %(stream)s AND version > 0 AND type <> ''
     RETURNING projector, stream, version, type, error
+), given_up AS (
+    INSERT INTO outbox.skipped (projector, stream, version, type, error)
+    SELECT DISTINCT ON (version) projector, stream, version, type, error FROM letter
+    ON CONFLICT DO NOTHING
 )
-INSERT INTO outbox.skipped (projector, stream, version, type, error)
-SELECT DISTINCT ON (version) projector, stream, version, type, error FROM letter
-ON CONFLICT DO NOTHING RETURNING version
+SELECT DISTINCT version FROM letter ORDER BY version
 """
 _FORGET_STRAY: Final = "DELETE FROM outbox.dead_letter WHERE projector = %s AND stream = %s AND version = 0"
 
@@ -63,6 +66,15 @@ class Skipping:
     def load(self, connection: Connection, projector: str) -> None:
         """Take up what is skipped as of now."""
         self.skipped = frozenset(connection.execute(_LOAD, [projector]).fetchall())
+
+    def given_up_since(self, connection: Connection, projector: str, failure: Failure) -> bool:
+        """Whether the event that failed was given up after :meth:`load`, which is done again: the stream only needs to
+        be tried once more. Nobody else would ask for that, since giving it up has asked already."""
+        if not failure.type:
+            return False
+        known = self.skipped
+        self.load(connection, projector)
+        return (failure.stream, failure.version) in self.skipped - known
 
 
 def skipping(connection: Connection, plan: Plan) -> tuple[Plan, Skipping]:

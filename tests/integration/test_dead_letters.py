@@ -193,6 +193,15 @@ def test_a_discarded_event_stays_passed_over_after_a_restart(stage: Stage) -> No
     assert stage.letters() == []
 
 
+def test_an_event_that_is_given_up_twice_is_no_other_case(stage: Stage) -> None:
+    stage.append("thing-1", put(a=1), bad())
+    with stage.running():
+        stage.wait_all()
+    for _ in range(2):  # nobody has tried it again in between
+        done = operations.discard_dead_letter(stage.side, projector="rows", stream="thing-1")
+        assert done["skipped"] == [2]
+
+
 def test_what_no_single_event_causes_cannot_be_discarded(stage: Stage) -> None:
     with stage.running():
         stage.append("thing-1", put(odd=1))

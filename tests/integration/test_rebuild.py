@@ -388,6 +388,26 @@ def test_a_build_that_goes_on_with_a_mended_projection_parks_no_longer(stage: St
     assert_equal_to_model(stage)
 
 
+def test_what_is_given_up_while_a_build_loads_does_not_park_its_stream_for_good(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = rebuild._Load.run
+
+    def meanwhile(loading: rebuild._Load, stop: threading.Event) -> tuple[int, int]:
+        operations.discard_dead_letter(stage.side, projector="rows", stream="thing-1")
+        return load(loading, stop)
+
+    stage.append("thing-1", bad(), put(b=1))
+    with stage.running():
+        stage.wait_all()
+        assert [letter.stream for letter in stage.letters()] == ["thing-1"]
+        monkeypatch.setattr(rebuild._Load, "run", meanwhile)
+        assert rebuilt(stage) == "g2"
+        until(lambda: stage.letters() == [], "it is tried once more in the new generation")
+        assert {"thing-1#a", "thing-1#b"} <= set(stage.held())
+        assert stage.verify().clean
+
+
 def test_memory_stays_flat_however_long_the_log_is(stage: Stage) -> None:
     peaks = []
     for number in (5_000, 45_000):

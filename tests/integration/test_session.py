@@ -12,7 +12,7 @@ import pytest
 
 from outbox.broker.protocol import Delivery, TopicPartition
 from outbox.errors import BrokerUnavailable, RecordsRefused
-from projectors import ledger
+from projectors import ledger, operations
 from projectors.late import Late
 from projectors.pipeline import Pipeline, Ready
 from projectors.session import Session
@@ -277,3 +277,20 @@ def test_what_is_in_hand_of_a_partition_that_goes_to_another_member_is_left_to_i
         stack.close()
         until(lambda: session.step() == 0 and not session.lag(), "what was left is not taken up again")
     assert_equal_to_model(stage)
+
+
+def test_an_event_that_was_given_up_at_another_member_is_passed_over_by_who_holds_its_partition(stage: Stage) -> None:
+    with stepping(stage) as session:
+        stage.append("thing-1", put(a=1), bad())
+        relay(stage)
+        drain(session)
+        assert [letter.version for letter in stage.letters()] == [2]
+        operations.discard_dead_letter(stage.side, projector="rows", stream="thing-1")
+        with ExitStack() as stack:
+            other = Session(stage.side.plan("rows"), stage.side.stations("rows"), stage.serving(), Flag(), stack)
+            assert other.redrive() == 1
+        stage.append("thing-1", put(b=1))
+        relay(stage)
+        drain(session)
+    assert stage.letters() == []
+    assert {key for key in stage.held() if key.startswith("thing-1#")} == {"thing-1#a", "thing-1#b"}
