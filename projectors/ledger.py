@@ -5,7 +5,7 @@ Every function is one statement or one transaction. Names follow the tables of 0
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
@@ -35,6 +35,21 @@ FROM outbox.published p LEFT JOIN outbox.checkpoint c
   ON c.topic = p.topic AND c.partition = p.partition AND c.projector = %(projector)s AND c.generation = %(generation)s
 WHERE p.topic = ANY (%(topics)s) AND p."offset" + 1 > coalesce(c."offset", 0)
 """
+# At once or not at all: who waits here while others write several rows may be waited for in turn.
+_HOLD: Final = "SELECT generation FROM outbox.generation WHERE projector = %s AND state = 'serving' FOR UPDATE NOWAIT"
+_HOLD_CHECKPOINTS: Final = "SELECT FROM outbox.checkpoint WHERE projector = %s AND generation = %s FOR UPDATE NOWAIT"
+_SHORT: Final = """
+SELECT EXISTS (
+    SELECT FROM outbox.generation g
+    JOIN outbox.checkpoint s USING (projector, generation)
+    JOIN outbox.published p USING (topic, partition)
+    LEFT JOIN outbox.checkpoint c
+      ON c.projector = s.projector AND c.generation = %(generation)s AND c.topic = s.topic AND c.partition = s.partition
+    WHERE g.projector = %(projector)s AND g.state = 'serving' AND g.generation <> %(generation)s
+      AND p.topic = ANY (%(topics)s) AND coalesce(c."offset", 0) < least(s."offset", p."offset" + 1))
+"""
+HALTED_MS: Final = 30_000
+"""How long the server lets a switch stand still that holds up who feeds the generation before."""
 _PARK: Final = """
 INSERT INTO outbox.dead_letter AS d (projector, generation, stream, version, type, error, retry)
 VALUES (%s, %s, %s, %s, %s, %s, %s)
@@ -135,9 +150,29 @@ def forget_progress(connection: Connection, projector: str, generation: str) -> 
     )
 
 
-def switch_generation(connection: Connection, projector: str, generation: str) -> None:
-    """Let ``generation`` serve, in one transaction; the one that served is kept as retired."""
+def is_short(connection: Connection, projector: str, generation: str, topics: Sequence[str]) -> bool:
+    """Whether the generation lacks something that somebody may have waited for in the one that serves."""
+    row = connection.execute(
+        _SHORT, {"projector": projector, "generation": generation, "topics": list(topics)}
+    ).fetchone()
+    return bool(row and row[0])
+
+
+def switch_generation(
+    connection: Connection, projector: str, generation: str, held: Callable[[], None] | None = None
+) -> None:
+    """Let ``generation`` serve, in one transaction; the one that served is kept as retired.
+
+    ``held`` is called in it while the checkpoints of the one that served stand still; if it raises, nothing is
+    switched. With it this raises ``psycopg.errors.LockNotAvailable`` if they are being written just now.
+    """
     with connection.transaction():
+        if held is not None:
+            connection.execute(f"SET LOCAL idle_in_transaction_session_timeout = {HALTED_MS}")
+            serves = connection.execute(_HOLD, [projector]).fetchone()
+            if serves is not None:
+                connection.execute(_HOLD_CHECKPOINTS, [projector, serves[0]])
+            held()
         connection.execute(
             "UPDATE outbox.generation SET state = 'retired', changed_at = clock_timestamp()"
             " WHERE projector = %s AND state = 'serving' AND generation <> %s",

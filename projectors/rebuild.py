@@ -10,7 +10,8 @@ The steps of :func:`build`, each of which may be the last thing a crash lets hap
 3. Catch up from the offsets of step 1 through the broker, as any projector does, until it is close behind.
    Everything committed after step 1 comes this way, so nothing falls between the log and the broker.
 4. Verify (if asked) against the log, still catching up. A generation that differs is dropped.
-5. Switch the store's own alias, then the one truth: the row that says which generation serves.
+5. Switch the store's own alias, then the one truth: the row that says which generation serves. That once the new one
+   has all that the old one was seen to have, whose checkpoints stand still until then.
    Crash between the two: the alias shows the new generation, whole but fed by nobody, until the projector
    starts anew (it points the alias back) or the next build repeats this step.
 6. Drop generations older than the one kept for rollback. Crash: the next build does it.
@@ -25,6 +26,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Final, Self
+
+import psycopg
 
 from outbox.database import Connection, connected
 from outbox.errors import OutboxError, ProjectionError, RecordsRefused, VerificationFailed, WaitTimeout
@@ -51,6 +54,9 @@ CATCH_UP_S: Final = 600.0
 CLOSE_S: Final = 1.0
 """A generation that applies what was published in less than this is close enough to serve: with writers going on
 it never stands still at nothing left."""
+
+HOLD_S: Final = 5.0
+"""How long the serving generation is held, at a time, for the new one to come up with it."""
 
 RESUME_WITHIN_S: Final = 3_600.0
 """An unfinished build that has lain longer is dropped: the broker may not have kept what followed its beginning."""
@@ -85,6 +91,10 @@ class Next:
     after: str
     discards: Sequence[str]
     drops: Sequence[str]
+
+
+class _Short(Exception):
+    """The new generation did not come up with the one that serves while that one was held."""
 
 
 class Building(OutboxError):
@@ -166,12 +176,13 @@ def build(
                 tell("verify", streams, records)
                 verify(generation.name)
             catching_up.check()
+            with stations.sink() as sink:
+                sink.switch(generation.name)
+            catching_up.hand_over(connection)
     except VerificationFailed:
         _discard(connection, plan, stations, generation.name)  # going on with it would only fail again
         raise
     with stations.sink() as sink:
-        sink.switch(generation.name)
-        ledger.switch_generation(connection, plan.name, generation.name)
         _drop_old(connection, plan, sink)
     log.info("switched", projector=plan.name, generation=generation.name, records=records)
     return Built(plan.name, generation.name, streams, records, time.monotonic() - started)
@@ -370,6 +381,9 @@ class _CatchingUp:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
         self._ended.set()
         self._thread.join()
 
@@ -383,6 +397,35 @@ class _CatchingUp:
                 raise WaitTimeout(
                     f"{self._plan.name}: {self._generation} is {self._behind} messages behind after {CATCH_UP_S:.0f} s"
                 )
+
+    def hand_over(self, connection: Connection) -> None:
+        """Let the generation serve, once it has all that the one before it was seen to have: who has waited for a write
+        must find it after the switch too. That one's checkpoints stand still meanwhile, for :data:`HOLD_S` at most.
+
+        The thread ends before: whoever feeds the generation from then on may have its name in the group.
+        """
+        deadline = time.monotonic() + CATCH_UP_S
+        while True:
+            self.check()
+            _check_stop(self._plan, self._generation, self._stop)
+            try:
+                ledger.switch_generation(connection, self._plan.name, self._generation, lambda: self._reach(connection))
+            except (psycopg.errors.LockNotAvailable, _Short) as error:
+                if time.monotonic() > deadline:
+                    raise WaitTimeout(
+                        f"{self._plan.name}: {self._generation} does not come up with the one that serves"
+                    ) from error
+                self._stop.wait(LOOK_S)
+            else:
+                return
+
+    def _reach(self, connection: Connection) -> None:
+        deadline = time.monotonic() + HOLD_S
+        while ledger.is_short(connection, self._plan.name, self._generation, self._plan.topics):
+            self.check()
+            if time.monotonic() > deadline or self._stop.wait(LOOK_S):
+                raise _Short
+        self._end()
 
     def check(self) -> None:
         """Raise what ended the thread, if something did."""

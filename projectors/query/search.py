@@ -145,6 +145,7 @@ class Search:
         topics = {name: plan.topics for name, plan in plans.items() if wanted & {name, plan.store}}
         relay = self._side.settings.relay.name
         self._looked_up(lambda connection: wait_for(connection, _token(token), topics, timeout_s, relay))
+        self._serving.clear()  # what was waited for is in those that serve now
 
     # ---------------------------------------------------------------- questions
 

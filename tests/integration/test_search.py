@@ -16,8 +16,20 @@ from projectors import ledger, wiring
 from projectors.query.protocol import DEPTH_MAX
 from projectors.query.search import LIMIT_MAX, Search
 from projectors.rebuild import rebuild
+from projectors.wait import wait_for
 from tests.conftest import Databases
-from tests.integration.asking import ANIMALS, EMBEDDED, MEMORY, NOBODY, World, running, settings_of, until, world
+from tests.integration.asking import (
+    ANIMALS,
+    EMBEDDED,
+    MEMORY,
+    NOBODY,
+    World,
+    animal,
+    running,
+    settings_of,
+    until,
+    world,
+)
 
 
 @pytest.fixture(params=[{"vectors": "chroma"} | MEMORY, EMBEDDED], ids=["memory", "embedded"], scope="module")
@@ -194,6 +206,25 @@ def test_another_generation_is_seen_within_half_a_second(plain: World) -> None:
         switched = time.monotonic()
         until(lambda: search.text("mud") and search._serving["documents"][0] == built.generation, 5)
         assert time.monotonic() - switched < 1.0  # half a second, and as much again for a slow machine
+
+
+def test_what_was_waited_for_is_found_though_another_generation_serves_since(
+    plain: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projectors.query.search.SERVING_S", 3_600.0)
+    with running(plain), Search(plain.side) as search:
+        search.wait_for(plain.populate(), 30)
+        assert [h.key for h in search.text("mud")] == ["animal-clam"]
+        rebuild(plain.side.plan("documents"), plain.side.stations("documents"))
+        token = plain.append("animal-eel", animal("eel", "An eel lives in the river", []))
+        plain_wait(plain, token)  # from here on nobody feeds the generation that was asked last
+        search.wait_for(plain.append("animal-heron", animal("heron", "A heron stands in the reeds", [])), 30)
+        assert [h.key for h in search.text("reeds")] == ["animal-heron"]
+
+
+def plain_wait(built: World, token: Token) -> None:
+    """Wait without telling the search."""
+    wait_for(built.connection, token, {"documents": built.side.plan("documents").topics}, 30)
 
 
 def test_a_lost_connection_is_said_once_and_made_anew(plain: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -11,9 +12,11 @@ from outbox.database import connected
 from outbox.errors import WaitTimeout
 from outbox.log.append import append
 from outbox.settings import Projecting
+from projectors import ledger, operations
+from projectors.sinks.postgres import PostgresSink
 from projectors.wait import wait_for
 from projectors.wiring import Running
-from tests.integration.reading import Stage, put, settings_of, staged
+from tests.integration.reading import Stage, assert_equal_to_model, put, settings_of, staged
 
 every_broker = pytest.mark.parametrize("broker", ["local", "kafka-confluent"])
 
@@ -93,3 +96,35 @@ def test_topics_that_nobody_asked_for_are_not_waited_for(stage: Stage) -> None:
     with Running(stage.side, [], relay=True):
         token = stage.append("thing-1", put(a=1))
         wait_for(stage.connection, token, {"rows": ["no.such.topic"]}, 5.0)
+
+
+@every_broker
+def test_what_was_waited_for_stays_when_another_generation_serves(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switch, switched = PostgresSink.switch, ledger.switch_generation
+    found: list[dict[str, bytes]] = []
+
+    def alias(sink: PostgresSink, generation: str) -> None:
+        """As late as can be, somebody writes and waits for it."""
+        switch(sink, generation)
+        if generation == "g2" and not found:
+            with connected(stage.side.write.dsn) as connection:
+                for n in range(20):
+                    token = append(connection, f"thing-{n}", put(late=n)).token
+                wait_for(connection, token, {"rows": stage.side.plan("rows").topics}, 30.0)
+
+    def row(*given: Any, **more: Any) -> None:
+        switched(*given, **more)
+        found.append(stage.held(generation=stage.serving()))
+
+    with stage.running():
+        for n in range(20):
+            stage.append(f"thing-{n}", put(a=n))
+        stage.wait_all()
+        monkeypatch.setattr(PostgresSink, "switch", alias)
+        monkeypatch.setattr(ledger, "switch_generation", row)
+        assert operations.rebuild(stage.side, projector="rows")["generation"] == "g2"
+        assert not {f"thing-{n}#late" for n in range(20)} - found[0].keys()
+        stage.wait_all()
+    assert_equal_to_model(stage)
