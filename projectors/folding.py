@@ -137,6 +137,30 @@ class Folding:
             for stream, batch in batches.items()
         ]
 
+    def whole(self, stream: str, events: Iterable[Event]) -> Folded:
+        """One stream from its beginning, whatever is remembered of it: each key that any of its states had is written
+        as the last one has it. What fails is no failure if a later event makes it void."""
+        state = State()
+        current: Forms = {}
+        changed: set[str] = set()
+        first: Event | None = None
+        failure: Failure | None = None
+        for event in events:
+            first = first or event
+            base = begun(self._resets, state, event)
+            if failure is not None and base is state:
+                continue
+            try:
+                after = advance(self._projection, base, event)
+                made = forms(self._projection, stream, after.value)
+            except Exception as error:  # noqa: BLE001  # the projection's own code may raise anything
+                failure = failure or _failure(event, error)
+                continue
+            changed |= touched(current, made)
+            state, current, failure = after, made, None
+        changes = [_change(key, stream, state.version, current) for key in sorted(changed)]
+        return Folded(stream, state, changes, first, failure)
+
     def keep(self, folded: Iterable[Folded]) -> None:
         """Remember the states, once their changes are in the store."""
         for one in folded:

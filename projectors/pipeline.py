@@ -63,7 +63,7 @@ class Pipeline:
         self._applied = EVENTS_APPLIED.labels(plan.name)
         self._parked = STREAMS_PARKED.labels(plan.name)
 
-    def apply(self, events: Sequence[Event], *, repair: bool = False) -> int:
+    def apply(self, events: Sequence[Event]) -> int:
         """Bring the store up to these events and return the number of changes given to it.
 
         1. Fold. Nothing is remembered yet.
@@ -72,17 +72,25 @@ class Pipeline:
         3. Park (write down) the streams that failed and those whose records the store refuses. A crash before
            it: they come again and fail again. The caller's checkpoint comes after, so none is passed unseen.
         4. Remember the states; only now, since until here the store may not have them.
-
-        ``repair``: the changes apply at an equal version too.
         """
-        ready = self.fold(events, repair=repair)
+        ready = self.fold(events)
         self.finish(ready, self.write(ready))
         return len(ready.changes)
 
-    def fold(self, events: Sequence[Event], *, repair: bool = False, after: Ready | None = None) -> Ready:
+    def apply_whole(self, stream: str, events: Iterable[Event]) -> None:
+        """Bring the store up to a stream's events from the first on, at an equal version too.
+
+        In one write, of what the last state comes to: a record that the store refuses on the way does not matter.
+        """
+        folded = self._folding.whole(stream, events)
+        changes = embedded([replace(c, repair=True) for c in folded.changes], self._plan.embed)
+        ready = Ready(folded.state.version, [folded], changes)
+        self.finish(ready, self.write(ready))
+
+    def fold(self, events: Sequence[Event], *, after: Ready | None = None) -> Ready:
         """Step 1 of :meth:`apply`. ``after``: the batch before this one, if it is not written yet."""
         folded = self._folding.fold(events, after.folded if after else ())
-        changes = [replace(c, repair=repair) if repair else c for one in folded for c in one.changes]
+        changes = [c for one in folded for c in one.changes]
         return Ready(len(events), folded, embedded(changes, self._plan.embed))
 
     def write(self, ready: Ready) -> dict[str, str]:

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from itertools import islice
-from typing import Final
 
 from outbox.broker.protocol import Broker, Consumer, Delivery, TopicPartition
 from outbox.codec import Registry
@@ -38,9 +36,6 @@ log = logger("outbox.projector")
 
 OpenSink = Callable[[], AbstractContextManager[Sink]]
 OpenBroker = Callable[[], Broker]
-
-REDRIVE_PAGE: Final = 1_000
-"""Events of a parked stream applied at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +161,8 @@ class Session:
     def redrive(self) -> int:
         """Try the parked streams that somebody asked for again; returns how many.
 
-        Each is folded from its beginning, so that whatever its parking left out is written, and its changes
-        apply at an equal version too, since the projection may have been mended. The dead letter is locked
+        Each is folded from its beginning to its end (:meth:`Pipeline.apply_whole`), so that whatever its parking left
+        out is written, even if the projection has been mended. The dead letter is locked
         meanwhile: a member that has left events of the stream out waits with its checkpoint, and then sees
         that it must apply them.
         """
@@ -288,9 +283,7 @@ class Session:
         self._skipping.load(self._state, self._plan.name)
         self._folding.forget(stream)
         self._parked.discard(stream)
-        events = read_stream(self._log, stream, self._registry)
-        while stream not in self._parked and (page := list(islice(events, REDRIVE_PAGE))):
-            self._pipeline.apply(page, repair=True)
+        self._pipeline.apply_whole(stream, read_stream(self._log, stream, self._registry))
         if stream not in self._parked:
             ledger.unpark(self._state, self._plan.name, self._generation, stream)
             log.info("no longer parked", projector=self._plan.name, stream=stream)

@@ -11,6 +11,7 @@ from outbox.broker.protocol import Message
 from outbox.codec import Registry
 from outbox.errors import NotParked
 from outbox.event import NewEvent
+from outbox.log.read import PAGE
 from projectors import ledger, operations
 from tests.integration.reading import (
     Stage,
@@ -200,6 +201,18 @@ def test_an_event_that_is_given_up_twice_is_no_other_case(stage: Stage) -> None:
     for _ in range(2):  # nobody has tried it again in between
         done = operations.discard_dead_letter(stage.side, projector="rows", stream="thing-1")
         assert done["skipped"] == [2]
+
+
+def test_a_record_that_was_refused_for_long_is_written_once_a_later_event_corrects_it(stage: Stage) -> None:
+    with stage.running():
+        stage.append("thing-1", put(a=1), put(gone=1), put(gone=None, odd=1), *(put(b=n) for n in range(PAGE)))
+        stage.wait_all()
+        assert len(stage.letters()) == 1
+        stage.append("thing-1", put(odd=None, c=1))
+        ledger.ask_retry(stage.connection, "rows")
+        until(lambda: stage.letters() == [], "it is applied")
+        stage.wait_all()
+    assert_equal_to_model(stage)
 
 
 def test_what_no_single_event_causes_cannot_be_discarded(stage: Stage) -> None:

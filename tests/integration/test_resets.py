@@ -88,6 +88,21 @@ def test_a_failure_that_is_void_parks_no_new_generation_and_no_later_event(stage
     assert stage.verify().clean
 
 
+def test_a_failure_that_is_void_does_not_park_its_stream_when_a_later_one_is_given_up(stage: Stage) -> None:
+    with stage.running():
+        stage.append("thing-1", put(a=1), bad(), whole(b=1))
+        stage.wait_all()
+        assert [rebuilt(stage) for _ in range(2)] == ["g2", "g3"], "the one that it parked is gone"
+        stage.append("thing-1", bad(), put(c=1))
+        stage.wait_all()
+        assert [letter.version for letter in stage.letters()] == [4]
+        operations.discard_dead_letter(stage.side, projector="rows", stream="thing-1")
+        until(lambda: all(letter.attempts > 1 or letter.version != 4 for letter in stage.letters()), "it is tried")
+    assert stage.letters() == []
+    assert set(stage.held()) == {"thing-1#b", "thing-1#c"}
+    assert stage.verify().clean
+
+
 def test_an_upsert_that_fails_leaves_the_last_good_records(stage: Stage) -> None:
     stage.append("thing-1", put(a=1), whole(b=1), whole(**{"!": 1}), put(c=1))
     rebuilt(stage)

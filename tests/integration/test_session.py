@@ -60,8 +60,8 @@ def ahead(monkeypatch: pytest.MonkeyPatch) -> list[Ready]:
     found: list[Ready] = []
     fold = Pipeline.fold
 
-    def noted(self: Pipeline, events: Any, *, repair: bool = False, after: Ready | None = None) -> Ready:
-        ready = fold(self, events, repair=repair, after=after)
+    def noted(self: Pipeline, events: Any, *, after: Ready | None = None) -> Ready:
+        ready = fold(self, events, after=after)
         if after is not None and {f.stream for f in after.folded} & {f.stream for f in ready.folded}:
             found.append(ready)
         return ready
@@ -158,9 +158,9 @@ def test_messages_that_stand_for_many_records_are_taken_few_at_a_time_and_folded
     folded_on: list[bool] = []
     fold = Pipeline.fold
 
-    def noted(self: Pipeline, events: Any, *, repair: bool = False, after: Ready | None = None) -> Ready:
+    def noted(self: Pipeline, events: Any, *, after: Ready | None = None) -> Ready:
         folded_on.append(after is not None)
-        return fold(self, events, repair=repair, after=after)
+        return fold(self, events, after=after)
 
     with stepping(stage) as session:
         for stream in range(12):

@@ -106,8 +106,8 @@ def test_a_refused_stream_is_not_remembered_as_applied(bench: Bench) -> None:
     assert bench.store.held == model(bench.log)
 
 
-def test_repairing_changes_say_so(bench: Bench) -> None:
-    bench.pipeline.apply(bench.log.add("thing-1", {"a": 1}), repair=True)
+def test_the_changes_of_a_whole_stream_apply_at_an_equal_version_too(bench: Bench) -> None:
+    bench.pipeline.apply_whole("thing-1", bench.log.add("thing-1", {"a": 1}))
     assert [c.repair for c in bench.store.given] == [True]
     bench.pipeline.apply(bench.log.add("thing-1", {"a": 2}))
     assert [c.repair for c in bench.store.given] == [False]
