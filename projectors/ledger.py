@@ -50,6 +50,8 @@ SELECT EXISTS (
 """
 HALTED_MS: Final = 30_000
 """How long the server lets a switch stand still that holds up who feeds the generation before."""
+KEY_LENGTH_MAX: Final = 500
+"""Of a message that is no event: keys are in an index, which holds 2,700 bytes of them."""
 _PARK: Final = """
 INSERT INTO outbox.dead_letter AS d (projector, generation, stream, version, type, error, retry)
 VALUES (%s, %s, %s, %s, %s, %s, %s)
@@ -248,7 +250,7 @@ def is_relayed(connection: Connection) -> bool:
 
 def park(connection: Connection, letter: DeadLetter, *, retry: bool = False) -> None:
     """Write a dead letter down, or that trying it again has failed. ``retry``: and that it is to be tried once more."""
-    error = letter.error[:2_000]
+    error = _plain(letter.error)[:2_000]
     connection.execute(
         _PARK, [letter.projector, letter.generation, letter.stream, letter.version, letter.type, error, retry]
     )
@@ -269,7 +271,7 @@ def dead_letters(
 
 def note_stray(connection: Connection, projector: str, generation: str, key: str, error: str) -> None:
     """Write down that a message under this key is no event; once a key, and never over a parked stream."""
-    connection.execute(_STRAY, [projector, generation, key, error[:2_000]])
+    connection.execute(_STRAY, [projector, generation, _plain(key)[:KEY_LENGTH_MAX], _plain(error)[:2_000]])
 
 
 def parked(connection: Connection, projector: str, generation: str) -> set[str]:
@@ -337,4 +339,9 @@ def unpark_behind(connection: Connection, projector: str, generation: str, strea
 
 def note_health(connection: Connection, projector: str, store: str, health: str) -> None:
     """``health``: "ok", or in one line what is wrong."""
-    connection.execute(_HEALTH, [projector, store, health[:500]])
+    connection.execute(_HEALTH, [projector, store, _plain(health)[:500]])
+
+
+def _plain(text: str) -> str:
+    """What others wrote, as PostgreSQL can hold it: with a NUL or what is not UTF-8 it would refuse the whole row."""
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()

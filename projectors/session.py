@@ -17,7 +17,7 @@ from outbox.codec import Registry
 from outbox.database import Connection, check_migrated, connect, first_line
 from outbox.envelope import read_event
 from outbox.errors import BrokerUnavailable, InvalidEvent
-from outbox.event import Event
+from outbox.event import Event, category_of
 from outbox.log.read import read_below, read_stream
 from outbox.logs import logger
 from projectors import ledger
@@ -283,7 +283,8 @@ class Session:
         self._skipping.load(self._state, self._plan.name)
         self._folding.forget(stream)
         self._parked.discard(stream)
-        self._pipeline.apply_whole(stream, read_stream(self._log, stream, self._registry))
+        if category_of(stream) in self._plan.projection.categories:  # any key may be that of a message that is no event
+            self._pipeline.apply_whole(stream, read_stream(self._log, stream, self._registry))
         if stream not in self._parked:
             ledger.unpark(self._state, self._plan.name, self._generation, stream)
             log.info("no longer parked", projector=self._plan.name, stream=stream)

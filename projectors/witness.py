@@ -18,6 +18,8 @@ import orjson
 
 from outbox.broker.protocol import Delivery
 from outbox.database import Connection
+from outbox.envelope import version_in
+from outbox.errors import InvalidEvent
 from outbox.log.identity import LOST, Identity, halt, unknown_event, went_back
 
 WRITE_EVERY_S: Final = 1.0
@@ -49,10 +51,10 @@ class Witness:
 
     def note(self, database: str, identity: Identity, deliveries: Sequence[Delivery]) -> None:
         """The store holds these."""
-        newest = max(((int(d.headers["position"]), d.headers["id"]) for d in deliveries if _whole(d)), default=None)
+        newest = max((found for d in deliveries if (found := _found(d)) is not None), default=None)
         if newest is None or (self._mark is not None and self._mark.position >= newest[0]):
             return
-        self._mark = Mark(database, identity.log_id, newest[0], uuid.UUID(newest[1].decode()))
+        self._mark = Mark(database, identity.log_id, *newest)
         self._dirty = True
         if time.monotonic() - self._written_at > WRITE_EVERY_S:
             self.keep()
@@ -92,8 +94,13 @@ def forget_marks(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _whole(delivery: Delivery) -> bool:
-    return "id" in delivery.headers and delivery.headers.get("position", b"").isdigit()
+def _found(delivery: Delivery) -> tuple[int, uuid.UUID] | None:
+    """Position and id; None if it is no event."""
+    try:
+        version_in(delivery)
+        return int(delivery.headers["position"]), uuid.UUID(delivery.headers["id"].decode())
+    except (InvalidEvent, KeyError, ValueError):
+        return None
 
 
 def _read(path: Path | None) -> Mark | None:

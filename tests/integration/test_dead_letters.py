@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from outbox.broker.protocol import Message
 from outbox.codec import Registry
 from outbox.errors import NotParked
-from outbox.event import NewEvent
+from outbox.event import Event, NewEvent
 from outbox.log.read import PAGE
 from projectors import ledger, operations
 from tests.integration.reading import (
@@ -123,6 +124,59 @@ def test_a_message_that_is_no_event_is_written_down_and_holds_up_nothing(stage: 
         ledger.ask_retry(stage.connection, "rows")
         until(lambda: stage.letters() == [], "they are acknowledged")
     assert_equal_to_model(stage)
+
+
+def test_a_stray_message_under_the_key_of_a_stream_that_is_not_followed_brings_it_into_no_store(stage: Stage) -> None:
+    with stage.running():
+        stage.append("other-1", put(a=1))
+        ledger.note_stray(stage.connection, "rows", stage.serving(), "other-1", "no event")
+        ledger.ask_retry(stage.connection, "rows")
+        until(lambda: stage.letters() == [], "it is acknowledged")
+    assert stage.held() == {}
+
+
+@pytest.mark.parametrize("said", ["a\0b", "\udc80"], ids=["NUL", "no UTF-8"])
+def test_a_failure_parks_its_stream_only_whatever_it_says(stage: Stage, said: str) -> None:
+    fold = stage.projection.fold
+
+    def failing(state: Any, event: Event) -> Any:
+        if "!" in event.data["properties"]:
+            raise ValueError(said)
+        return fold(state, event)
+
+    stage.projection.fold = failing  # type: ignore[method-assign]
+    with stage.running() as running:
+        stage.append("thing-1", put(a=1), bad())
+        stage.append("thing-2", put(a=1))
+        stage.wait_all()
+        running.check()
+        assert [letter.stream for letter in stage.letters()] == ["thing-1"]
+    assert set(stage.held()) == {"thing-1#a", "thing-2#a"}
+
+
+def test_a_message_that_is_no_event_holds_up_nothing_whatever_its_key(stage: Stage) -> None:
+    topic = stage.side.plan("rows").topics[0]
+    with stage.running() as running:
+        opened = stage.side.write.broker()
+        producer = opened.producer()
+        keys = ("", "a\0b", "".join(chr(n) for n in range(0x4E00, 0x4E00 + 2_000)))
+        producer.publish([Message(topic, key, b"hello") for key in keys])
+        producer.close()
+        opened.close()
+        stage.append("thing-1", put(b=1))
+        stage.wait_all()
+        until(lambda: len(stage.letters()) == len(keys), "they are written down")
+        running.check()
+    assert_equal_to_model(stage)
+
+
+def test_a_key_that_is_no_text_is_written_down_as_such(stage: Stage) -> None:
+    """Another program's, which our own producers refuse."""
+    with stage.running():
+        stage.append("thing-1", put(a=1))
+        stage.wait_all()
+        ledger.note_stray(stage.connection, "rows", stage.serving(), "a\udc80b", "no event")
+        assert [letter.stream for letter in stage.letters()] == ["a\\udc80b"]
 
 
 def test_an_event_of_a_schema_this_process_does_not_have_parks_its_stream(stage: Stage, tmp_path: Path) -> None:

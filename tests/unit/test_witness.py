@@ -17,7 +17,7 @@ LOG = Identity(uuid.UUID(int=1), 7, 1, None, None, 7, 1)
 
 
 def delivery(position: int) -> Delivery:
-    headers = {"id": str(uuid.UUID(int=position)).encode(), "position": b"%d" % position}
+    headers = {"id": str(uuid.UUID(int=position)).encode(), "position": b"%d" % position, "version": b"1"}
     return Delivery("t", 0, position, "k", b"", headers)
 
 
@@ -38,6 +38,14 @@ def test_messages_that_are_no_events_are_no_marks() -> None:
         "db", LOG, [Delivery("t", 0, 0, "k", b"", {}), Delivery("t", 0, 1, "k", b"", {"position": b"x", "id": b""})]
     )
     assert witness.mark is None
+
+
+@pytest.mark.parametrize("odd", [{"id": b"x"}, {"id": b"\xff"}, {"version": b"x"}])
+def test_what_another_program_calls_an_id_is_no_mark(odd: dict[str, bytes]) -> None:
+    witness = Witness()
+    theirs = delivery(9)
+    witness.note("db", LOG, [delivery(3), theirs._replace(headers={**theirs.headers, **odd})])
+    assert witness.mark == mark(3)
 
 
 def test_a_mark_outlives_the_process(tmp_path: Path) -> None:
