@@ -6,10 +6,11 @@ The command line calls them here or, when ``outbox up`` holds the embedded store
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from outbox.database import connected
+from outbox.database import Connection, connected
 from outbox.errors import InvalidEvent, RecordsRefused, SettingsError, VerificationFailed
 from projectors import ledger
 from projectors.dead_letters import dead_letter, dead_letters, discard_dead_letter
@@ -24,6 +25,10 @@ from projectors.wiring import ReadSide
 
 Tell = Callable[[int, int, str], None]
 """Told the records done, 0 (how many there are is not known) and what is being done."""
+
+
+class _Replaced(Exception):
+    """The generation that was verified serves no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +176,14 @@ def _must_equal(side: ReadSide, name: str, generation: str, tell: Tell | None) -
 
 
 def _verify_one(side: ReadSide, name: str, how: _How, tell: Tell | None) -> dict[str, Any]:
-    with connected(side.write.dsn) as connection:
-        generation = ledger.serving(connection, name)
-    if generation is None:
-        raise SettingsError(f"{name} has no generation yet: run `outbox project {name}` or `outbox up` first")
-    report, done = _compared(side, name, generation, how, tell)
+    while True:
+        with connected(side.write.dsn) as connection:
+            generation = ledger.serving(connection, name)
+        if generation is None:
+            raise SettingsError(f"{name} has no generation yet: run `outbox project {name}` or `outbox up` first")
+        with suppress(_Replaced):
+            report, done = _compared(side, name, generation, how, tell)
+            break
     return {
         "projector": name,
         "store": report.store,
@@ -192,12 +200,12 @@ def _verify_one(side: ReadSide, name: str, how: _How, tell: Tell | None) -> dict
 def _compared(
     side: ReadSide, name: str, generation: str, how: _How, tell: Tell | None
 ) -> tuple[Report, dict[str, Any]]:
-    """The last report, and what was written before it or would be."""
+    """The last report, and what was written before it or would be. Raises :class:`_Replaced`."""
     said = (lambda records: tell(records, 0, name)) if tell else None
     with connected(side.write.dsn) as connection, side.open_sink(name) as sink:
         sink.prepare(generation)  # a store that was wiped lacks every record, which is to be said and not to fail
         verifier = Verifier(connection, side.plan(name), sink, generation, side.write.registry)
-        report = verifier.verify(said, quick=how.quick)
+        report = _verified(verifier, connection, said, quick=how.quick)
         if how.dry_run:
             would = forecast_repair(side.plan(name), side.stations(name), sink, verifier, report)
             return report, {"repaired": 0, "would": asdict(would)}
@@ -207,4 +215,13 @@ def _compared(
             repaired = verifier.repair(report)
         except RecordsRefused as error:
             raise VerificationFailed(f"{name}: cannot be repaired: {error}") from error
-        return verifier.verify(said, quick=how.quick), {"repaired": repaired}
+        return _verified(verifier, connection, said, quick=how.quick), {"repaired": repaired}
+
+
+def _verified(verifier: Verifier, connection: Connection, said: Callable[[int], None] | None, *, quick: bool) -> Report:
+    """The report, unless it blames a generation that another has replaced meanwhile: nobody feeds that one any more."""
+    report = verifier.verify(said, quick=quick)
+    known = {g.name: g.state for g in ledger.generations(connection, report.projector)}
+    if not report.clean and known.get(report.generation, "retired") == "retired":
+        raise _Replaced
+    return report

@@ -9,7 +9,7 @@ import pytest
 
 from outbox.database import connected
 from outbox.log.append import append
-from projectors import ledger, verify
+from projectors import ledger, operations, verify
 from projectors.wiring import Running
 from tests.integration.reading import Stage, assert_equal_to_model, bad, put, settings_of, staged, until
 
@@ -180,3 +180,21 @@ def test_a_retry_during_verify_of_a_parked_stream_is_no_difference(
         until(lambda: stage.letters() == [], "it is applied")
         reports.append(stage.verify())
     assert all(r.clean for r in reports)
+
+
+def test_a_generation_that_is_replaced_meanwhile_is_not_blamed_for_what_it_no_longer_gets(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle = verify.Verifier._let_settle
+
+    def meanwhile(verifier: verify.Verifier) -> None:
+        monkeypatch.setattr(verify.Verifier, "_let_settle", settle)
+        assert operations.rebuild(stage.side, projector="rows", check=False)["generation"] == "g2"
+        with stage.running():
+            stage.wait_all()
+            settle(verifier)
+
+    stage.append("thing-1", put(a="new"))  # which nobody has applied when verify looks first
+    monkeypatch.setattr(verify.Verifier, "_let_settle", meanwhile)
+    (report,) = operations.verify(stage.side)
+    assert (report["generation"], report["differences"]) == ("g2", [])
