@@ -33,7 +33,8 @@ def kept(database: str, tmp_path: Path) -> Iterator[World]:
 
 def settled(world: World) -> None:
     world.populate()
-    until(lambda: all(p["lag"] == 0 and not waiting(world) for p in operations.status(world.side)["projectors"]))
+    # Asked in this order: what is published after the lags were read is in none of them.
+    until(lambda: not waiting(world) and all(p["lag"] == 0 for p in operations.status(world.side)["projectors"]))
 
 
 def waiting(world: World) -> int:
