@@ -30,6 +30,8 @@ RRF_K: Final = 60
 """The paper's constant."""
 
 LIMIT_MAX: Final = 1_000
+XIDS: Final = 2**64
+"""Ids of transactions are below this."""
 SERVING_S: Final = 0.5
 """How long an answer to "which generation serves" is believed; the one before it is kept after a switch."""
 
@@ -258,6 +260,9 @@ def _bounded(limit: int) -> int:
 
 def _token(token: Token | int | str) -> Token:
     try:
-        return token if isinstance(token, Token) else Token(int(token))
-    except ValueError as error:
-        raise InvalidEvent(f"{token!r} is no token: append gives one", "token") from error
+        found = token if isinstance(token, Token) else Token(int(token))
+    except ValueError:
+        found = Token(0)
+    if not 0 < found.xid < XIDS:
+        raise InvalidEvent(f"{str(token)!r} is no token: append gives one", "token")
+    return found

@@ -144,6 +144,9 @@ def test_waiting_for_nobody_and_for_no_token_is_refused(asked: Search) -> None:
         asked.wait_for(1, projectors=["documents", "nobody"])
     with pytest.raises(InvalidEvent, match="soon"):
         asked.wait_for("soon")
+    for token in (0, -1, 2**64, str(10**30)):
+        with pytest.raises(InvalidEvent, match="is no token"):
+            asked.wait_for(token)
 
 
 def test_what_nobody_publishes_is_waited_for_in_vain(plain: World) -> None:
