@@ -71,11 +71,12 @@ class ReadSide:
             self._embedders[key] = embedder(key)
         return self._embedders[key]
 
-    def stations(self, name: str) -> Stations:
-        """What a projector is connected to."""
+    def stations(self, name: str, *, named: bool = False) -> Stations:
+        """What a projector is connected to. ``named``: under ``kafka.member``, for who stays; a build leaves its group
+        when it is done, or its partitions would wait for it as long as a session lasts."""
         return Stations(
             dsn=self.write.dsn,
-            broker=lambda: self.write.broker(named=True),
+            broker=lambda: self.write.broker(named=named),
             sink=lambda: self.open_sink(name),
             registry=self.write.registry,
             resilience=Resilience(batch=self.layout.of(name).batch),
@@ -96,7 +97,7 @@ class ReadSide:
 
     def runner(self, name: str) -> Runner:
         """The projector, ready to run; it builds its first generation by itself."""
-        plan, stations = self.plan(name), self.stations(name)
+        plan, stations = self.plan(name), self.stations(name, named=True)
         return Runner(plan, stations, lambda stop: first_build(plan, stations, stop))
 
     def open_sink(self, name: str) -> AbstractContextManager[Sink]:
