@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from outbox.errors import ProjectionError
 from outbox.event import Event, Resets
 from projectors.projection import Projection, resets_of
-from projectors.record import Change, Record, by_key, canonical
+from projectors.record import Change, Record, by_key, stated
 
 STATES_MAX: Final = 20_000
 """States kept, least recently used go first. One that is not there is folded from the log again."""
@@ -87,13 +87,13 @@ def forms(projection: Projection, stream: str, value: Any) -> Forms:
     """The records of a state.
 
     Raises :class:`~outbox.errors.ProjectionError` for a key of another stream, and whatever the projection's
-    own code raises or a record raises that has no canonical form.
+    own code raises or :func:`~projectors.record.stated` raises for a record.
     """
     records = {} if value is None else by_key(projection.records(stream, value))
     for key in records:
         if key != stream and not key.startswith(stream + "#"):
             raise ProjectionError(f"record key {key!r} is not owned by the stream {stream!r}")
-    return {key: (record, canonical(record)) for key, record in records.items()}
+    return {key: (record, stated(record)) for key, record in records.items()}
 
 
 def touched(before: Forms, after: Forms) -> set[str]:

@@ -126,6 +126,27 @@ def newest(changes: Iterable[Change]) -> dict[str, Change]:
     return winners
 
 
+def stated(record: Record) -> bytes:
+    """The canonical form of a record as a projection states it.
+
+    Raises ``TypeError`` or ``ValueError`` if it is none: a name that is None, two edges of one kind to one node. Stores
+    would not refuse such a record by its name, but each fail in its own way, or keep another than was stated.
+    """
+    match record:
+        case Vector():
+            _check_texts(record, "text")
+        case Node():
+            _check_texts(record, "kind", "name")
+            _check_edges(record)
+        case Document():
+            _check_texts(record, "kind", "title", "text")
+        case Row() | Value():
+            pass
+        case _:
+            raise TypeError(f"{type(record).__name__} is no record")
+    return canonical(record)
+
+
 def canonical(record: Record) -> bytes:
     """The record as sorted JSON. Embeddings are compared as float32, edges and properties without order."""
     match record:
@@ -151,6 +172,22 @@ def digest(record: Record, form: bytes | None = None) -> bytes:
 def by_key(records: Iterable[Record]) -> dict[str, Record]:
     """The records by key; the last one of a key stands."""
     return {r.key: r for r in records}
+
+
+def _check_texts(thing: Record | Edge, *names: str) -> None:
+    for name in names:
+        value = getattr(thing, name)
+        if not isinstance(value, str):
+            raise TypeError(f"{type(thing).__name__}.{name} is {value!r:.80}, no text")
+
+
+def _check_edges(node: Node) -> None:
+    ends = set()
+    for edge in node.edges:
+        _check_texts(edge, "kind", "target")
+        ends.add((edge.kind, edge.target))
+    if len(ends) < len(node.edges):
+        raise ValueError("two of its edges have the same kind and target")
 
 
 def _json(value: Any) -> bytes:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outbox.event import Event
-from projectors.folding import Folded, Folding
+from projectors.folding import Failure, Folded, Folding
 from projectors.pipeline import Pipeline, Plan
-from projectors.record import Change, Row
+from projectors.record import Change, Document, Record, Row
 from projectors.sinks.memory import MemorySink, Space
 from tests.unit.read_side import Log, Things, event, live, model
 
@@ -93,6 +93,20 @@ def test_records_that_stay_as_they_are_are_not_written() -> None:
     log.add("thing-1", {"a": 1, "b": 1})
     again = log.add("thing-1", {"a": 1}, {"b": 1})
     assert written(folded_once(log, again)["thing-1"]) == {}
+
+
+def test_a_record_that_no_store_could_be_given_stops_its_stream_only() -> None:
+    class Titled(Things):
+        def records(self, stream: str, state: dict[str, Any]) -> Iterable[Record]:
+            yield Document(stream, "thing", state.get("title"), "")
+
+    log = Log()
+    log.add("thing-1", {"title": "a"}, {"title": None})
+    log.add("thing-2", {"title": "b"})
+    bad, good = Folding(Titled(), log.below).fold(log.all())
+    assert [c.version for c in bad.changes] == [1]
+    assert bad.failure == Failure("thing-1", 2, "thing.set", "TypeError: Document.title is None, no text")
+    assert [c.version for c in good.changes] == [1] and good.failure is None
 
 
 # -------------------------------------------------------------------- gap fill

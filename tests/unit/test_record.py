@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from projectors.record import (
     Document,
     Edge,
     Node,
+    Record,
     Row,
     Stored,
     Value,
@@ -23,6 +25,7 @@ from projectors.record import (
     by_key,
     canonical,
     digest,
+    stated,
 )
 
 BASE = {
@@ -141,6 +144,33 @@ def test_embeddings_are_compared_as_float32() -> None:
 def test_integers_beyond_64_bits_cannot_be_brought_to_the_canonical_form() -> None:
     with pytest.raises(TypeError):
         digest(Value("k", 2**64))
+
+
+@pytest.mark.parametrize("record", BASE.values(), ids=lambda record: type(record).__name__)
+def test_what_a_projection_states_has_its_canonical_form(record: Record) -> None:
+    assert stated(record) == canonical(record)
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (Vector("k", None), "Vector.text is None, no text"),
+        (Node("k", None, "n"), "Node.kind is None"),
+        (Node("k", "Kind", 5), "Node.name is 5"),
+        (Node("k", "Kind", "n", {}, [Edge(None, "t")]), "Edge.kind is None"),
+        (Node("k", "Kind", "n", {}, [Edge("E", "t"), Edge("E", None)]), "Edge.target is None"),
+        (Node("k", "Kind", "n", {}, [Edge("E", "t"), Edge("E", "t", {"w": 1})]), "same kind and target"),
+        (Node("k", "Kind", "n", {}, (Edge("E", target) for target in "tu")), "generator"),
+        (Document("k", None, "t", "t"), "Document.kind is None"),
+        (Document("k", "kind", None, "t"), "Document.title is None"),
+        (Document("k", "kind", "t", ["t"]), r"Document.text is \['t'\]"),
+        (Document("k", "kind", "t", "t", None), "NoneType"),
+        (None, "NoneType is no record"),
+    ],
+)
+def test_what_stores_would_fail_at_is_refused_where_it_is_stated(record: Any, said: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=said):
+        stated(record)
 
 
 def test_by_key_keeps_the_last_record_of_a_key() -> None:
