@@ -8,7 +8,9 @@ goes through a pair of sockets that nobody else has.
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -87,7 +89,7 @@ class Engine:
         """Send what is asked, if anything is, and wait for the answer."""
         try:
             if asked is not None:
-                link.send(asked)
+                link.send_bytes(_pickled(asked))
             done, value = link.recv()
         except (EOFError, OSError) as error:
             status = self._end()
@@ -111,6 +113,26 @@ class Engine:
         except subprocess.TimeoutExpired:
             process.kill()
             return process.wait()
+
+
+class _Plain(pickle.Pickler):
+    """Sends a text or a number of somebody's own class (an enum's member) as the text or number that it is: the other
+    process need not have the class, and has none of a program's main module."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, str):
+            return str, (str.__str__(obj),)
+        if isinstance(obj, int):
+            return int, (int.__int__(obj),)
+        if isinstance(obj, float):
+            return float, (float.__float__(obj),)
+        return NotImplemented
+
+
+def _pickled(asked: Any) -> bytes:
+    written = io.BytesIO()
+    _Plain(written, pickle.HIGHEST_PROTOCOL).dump(asked)
+    return written.getvalue()
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

@@ -204,6 +204,27 @@ def test_a_folder_is_opened_only_when_an_engine_left_behind_has_ended(folder):
     assert len(counts) == 1
 
 
+def test_values_of_classes_that_only_this_process_has_are_kept_as_what_they_are(folder):
+    code = (
+        "import enum, sys; from projectors.record import Change, Vector\n"
+        "from projectors.sinks.chroma import open_sink\n"
+        "class Kind(enum.StrEnum): A = 'alpha'\n"
+        "class Level(enum.IntEnum): LOW = 1\n"
+        "class Ratio(float): pass\n"
+        "record = Vector('k', Kind.A, {'kind': Kind.A, 'level': Level.LOW}, [Ratio(1), 0.0])\n"
+        "with open_sink('things', {'path': sys.argv[1]}) as sink:\n"
+        "    sink.prepare('g1'); sink.apply('g1', [Change('k', 's', 1, record)])\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    with open_client({"path": folder}) as client:
+        found = client.get_collection("things.g1.records", embedding_function=None).get(ids=["k"])
+    assert found["documents"] == ["alpha"]
+    assert {name: value for name, value in found["metadatas"][0].items() if name[0] != "_"} == {
+        "kind": "alpha",
+        "level": 1,
+    }
+
+
 def test_what_chroma_raises_is_raised_here(client, records):
     with pytest.raises(Exception, match="dimension") as refused:
         records.add(ids=["b"], embeddings=[[1.0, 2.0, 3.0]], documents=["b"])
