@@ -169,6 +169,11 @@ def digest(record: Record, form: bytes | None = None) -> bytes:
     return hashlib.blake2b(canonical(record) if form is None else form, digest_size=DIGEST_BYTES).digest()
 
 
+def storable(text: str) -> bool:
+    """Whether the text can be UTF-8 (a lone surrogate cannot): what else is asked for is not there."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def by_key(records: Iterable[Record]) -> dict[str, Record]:
     """The records by key; the last one of a key stands."""
     return {r.key: r for r in records}

@@ -17,7 +17,8 @@ import orjson
 from outbox.errors import StoreError, StoreUnavailable
 from projectors.query.protocol import DEPTH_MAX, Direction, Hit, Neighbour, Path
 from projectors.query.shortest import Link, Search
-from projectors.sinks.ladybug_graph import Session, open_session, storable
+from projectors.record import storable
+from projectors.sinks.ladybug_graph import Session, open_session
 
 STORE: Final = "ladybug"
 ROWS_MAX: Final = 10_000

@@ -15,6 +15,7 @@ from neo4j.exceptions import DriverError, Neo4jError
 
 from outbox.errors import StoreError, StoreUnavailable
 from projectors.query.protocol import DEPTH_MAX, Direction, Hit, Neighbour, Path
+from projectors.record import storable
 from projectors.sinks.neo4j_form import NAME_LENGTH_MAX, rebuilt
 from projectors.sinks.neo4j_session import Connection, cypher, label_of, parse
 
@@ -69,9 +70,9 @@ class Neo4jReader:
         self, generation: str, key: str, direction: Direction, edges: Sequence[str] | None, limit: int
     ) -> Sequence[Neighbour]:
         """The live nodes one edge away. With ``both``, an edge of a node to itself is given both ways."""
-        if limit < 1:
+        if limit < 1 or not storable(key):
             return []
-        kinds = None if edges is None else list(edges)
+        kinds = None if edges is None else [kind for kind in edges if storable(kind)]
         rows = self._read(generation, _NEIGHBOURS[direction], key=key, edges=kinds, limit=min(limit, ROWS_MAX))
         found = [Neighbour(**row, store=STORE) for row in rows]
         return sorted(found, key=lambda n: (n.edge, n.key))[:limit]
@@ -82,7 +83,7 @@ class Neo4jReader:
         Raises :class:`~outbox.errors.StoreUnavailable` if the search does not end within ``timeout_s``.
         """
         depth, limit = min(depth, DEPTH_MAX), min(limit, ROWS_MAX)
-        if limit < 1 or depth < 0:
+        if limit < 1 or depth < 0 or not (storable(source) and storable(target)):
             return []
         if source == target:
             return [Path((source,), (), STORE)] if self._read(generation, _BY_KEY, name=source) else []
@@ -104,7 +105,7 @@ class Neo4jReader:
 
     def find(self, generation: str, name: str, limit: int) -> Sequence[Hit]:
         """The live nodes of that key (score 2) or name (score 1, in the order of their keys)."""
-        if limit < 1:
+        if limit < 1 or not storable(name):
             return []
         wanted = {"name": name, "indexed": name[:NAME_LENGTH_MAX], "limit": min(limit, ROWS_MAX)}
         hits = [_hit(**row) for row in self._read(generation, _FOUND, **wanted)]

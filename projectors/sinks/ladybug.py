@@ -21,8 +21,8 @@ import orjson
 
 from outbox.errors import RecordsRefused
 from projectors.marks import UNMARKED, Sum, mark_of
-from projectors.record import Change, Edge, Node, Stored, digest, newest
-from projectors.sinks.ladybug_graph import Session, open_session, storable
+from projectors.record import Change, Edge, Node, Stored, digest, newest, storable
+from projectors.sinks.ladybug_graph import Session, open_session
 
 TRANSACTION_NODES: Final = 2_000
 TRANSACTION_EDGES: Final = 20_000

@@ -192,11 +192,6 @@ def told_apart() -> Iterator[None]:
         raise StoreError(f"ladybug: {text}") from error
 
 
-def storable(text: str) -> bool:
-    """Whether the text can be UTF-8 (a lone surrogate cannot): what else is asked for is not there."""
-    return not any("\ud800" <= c <= "\udfff" for c in text)
-
-
 def _file(path: Path) -> Path:
     return path if path.suffix == ".lbug" else path / FILE_NAME
 

@@ -44,6 +44,8 @@ INPUTS = [
     "alpha'); MATCH (n) DETACH DELETE n //",
     "a" * 100_000,
     "alpha " * 5_000,
+    "caf\udce9",  # how Python takes a byte that is no UTF-8 from a command line
+    "\ud800",
 ]
 """What users type; none of it may be taken for syntax."""
 
@@ -340,6 +342,7 @@ def test_any_key_or_name_may_be_asked_for(reader: Any, both: Both, g: str) -> No
     for asked in INPUTS:
         assert keys(reader.find(g, asked, 100)) == keys(both.model.find(g, asked, 100))
         assert len(reader.neighbours(g, asked, "both", [asked], 5)) == 0
+        assert len(reader.neighbours(g, "hub", "both", [asked, "ROAD"], 5)) == 5
         assert len(reader.paths(g, asked, "hub", 2, 5)) == len(both.model.paths(g, asked, "hub", 2, 5))
 
 
