@@ -22,7 +22,16 @@ from chromadb.errors import NotFoundError
 from outbox.errors import RecordsRefused, StoreUnavailable
 from projectors.marks import Sum, summed
 from projectors.record import Change, Stored, digest, newest
-from projectors.sinks.chroma_client import Client, Part, Records, collection_name, is_refusal, open_client, translated
+from projectors.sinks.chroma_client import (
+    Client,
+    Part,
+    Records,
+    collection_name,
+    is_refusal,
+    open_client,
+    parse,
+    translated,
+)
 from projectors.sinks.chroma_codec import SLICE, STREAM, VERSION, ChromaRow, content_in, decode, encode, mark_in
 
 REQUEST_BYTES: Final = 16 * 1024 * 1024
@@ -237,7 +246,7 @@ class ChromaSink:
 def open_sink(projection: str, settings: Mapping[str, Any]) -> Iterator[ChromaSink]:
     """A sink on the folder or server that ``settings`` name."""
     with open_client(settings) as client:
-        yield ChromaSink(client, projection, settings.get("dimensions"))
+        yield ChromaSink(client, projection, parse(settings).dimensions)
 
 
 def _plan_tombstone(plan: _Plan, change: Change, old: Metadata | None, *, wins: bool) -> None:

@@ -7,13 +7,15 @@
   some seconds after the last of them.
 * ``{"url": "http://host:port"}``: a Chroma server; also ``headers`` (a mapping), ``tenant``, ``database``
   and ``timeout_s``.
+
+And with either ``dimensions``, see :mod:`projectors.sinks.chroma`.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import SplitResult, urlsplit
@@ -24,6 +26,7 @@ from chromadb.api import ClientAPI, ServerAPI
 from chromadb.api.models.Collection import Collection
 from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, Settings
 from chromadb.errors import ChromaError, NotFoundError
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 
 from outbox.errors import SettingsError, StoreError, StoreUnavailable
 from projectors.sinks.chroma_engine import Engine, EngineClient, EngineCollection
@@ -50,6 +53,34 @@ _OPENING = threading.Lock()
 """Chroma counts the clients of an address, but makes and ends what they share outside its own lock."""
 
 
+class ChromaSettings(BaseModel):
+    """Where the store is, and what it takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: Path | None = None
+    url: str | None = None
+    headers: dict[str, str] = {}
+    tenant: str = DEFAULT_TENANT
+    database: str = DEFAULT_DATABASE
+    timeout_s: PositiveFloat = TIMEOUT_S
+    dimensions: PositiveInt | None = None
+
+
+def parse(settings: Mapping[str, Any]) -> ChromaSettings:
+    """Check the settings, which are texts if they come from the environment; raises :class:`SettingsError` that names
+    the key."""
+    try:
+        parsed = ChromaSettings.model_validate(dict(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(f"chroma: setting {key!r}: {first['msg']}") from error
+    if (parsed.path is None) == (parsed.url is None):
+        raise SettingsError("chroma: give either 'path' (a folder) or 'url' (a server)")
+    return parsed
+
+
 def collection_name(projection: str, generation: str, part: Part) -> str:
     """The collection's name. A generation holds no dot, so no two projections can meet in one name."""
     return f"{projection}.{generation}.{part}"
@@ -58,9 +89,8 @@ def collection_name(projection: str, generation: str, part: Part) -> str:
 @contextmanager
 def open_client(settings: Mapping[str, Any]) -> Iterator[Client]:
     """A client of the store that ``settings`` name. Raises ``SettingsError`` or ``StoreUnavailable``."""
-    if ("path" in settings) == ("url" in settings):
-        raise SettingsError("chroma: give either 'path' (a folder) or 'url' (a server)")
-    with _embedded(settings) if "path" in settings else _remote(settings) as client:
+    parsed = parse(settings)
+    with _embedded(parsed.path) if parsed.path is not None else _remote(parsed) as client:
         yield client
 
 
@@ -100,8 +130,8 @@ def _typed(error: Exception) -> StoreError:
 
 
 @contextmanager
-def _embedded(settings: Mapping[str, Any]) -> Iterator[EngineClient]:
-    folder = Path(settings["path"]).absolute()
+def _embedded(path: Path) -> Iterator[EngineClient]:
+    folder = path.absolute()
     with ExitStack() as stack:
         with translated():
             try:
@@ -112,13 +142,10 @@ def _embedded(settings: Mapping[str, Any]) -> Iterator[EngineClient]:
 
 
 @contextmanager
-def _remote(settings: Mapping[str, Any]) -> Iterator[ClientAPI]:
-    url, timeout_s = str(settings["url"]).rstrip("/"), float(settings.get("timeout_s", TIMEOUT_S))
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise SettingsError(f"chroma: 'url' must be http(s)://host:port, not {url!r}")
+def _remote(settings: ChromaSettings) -> Iterator[ClientAPI]:
+    parts = _address(str(settings.url).rstrip("/"))
     with _OPENING, translated():
-        client = _connected(settings, parts, timeout_s)
+        client = _connected(settings, parts)
     try:
         yield client
     finally:
@@ -126,20 +153,28 @@ def _remote(settings: Mapping[str, Any]) -> Iterator[ClientAPI]:
             client.close()
 
 
-def _connected(settings: Mapping[str, Any], parts: SplitResult, timeout_s: float) -> ClientAPI:
+def _address(url: str) -> SplitResult:
+    with suppress(ValueError):  # of brackets that do not close, or a port that is none
+        parts = urlsplit(url)
+        if parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0:
+            return parts
+    raise SettingsError(f"chroma: 'url' must be http(s)://host:port, not {url!r}")
+
+
+def _connected(settings: ChromaSettings, parts: SplitResult) -> ClientAPI:
     secure = parts.scheme == "https"
-    _ask_whether_it_lives(parts.geturl(), timeout_s, secure)
+    _ask_whether_it_lives(parts.geturl(), settings.timeout_s, secure)
     client = chromadb.HttpClient(
         host=str(parts.hostname),
         port=parts.port or (443 if secure else 80),
         ssl=secure,
-        headers=dict(settings.get("headers", {})),
+        headers=dict(settings.headers),
         settings=quiet() if secure else quiet(chroma_server_ssl_verify=False),
-        tenant=settings.get("tenant", DEFAULT_TENANT),
-        database=settings.get("database", DEFAULT_DATABASE),
+        tenant=settings.tenant,
+        database=settings.database,
     )
     # Chroma's session waits for ever and has no setting for it.
-    client._system.instance(ServerAPI)._session.timeout = httpx.Timeout(timeout_s)  # noqa: SLF001
+    client._system.instance(ServerAPI)._session.timeout = httpx.Timeout(settings.timeout_s)  # noqa: SLF001
     return client
 
 

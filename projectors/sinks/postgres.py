@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, Final, Literal, LiteralString, NamedTuple
 
 import orjson
@@ -26,6 +26,8 @@ from projectors.record import Change, Row, Stored, Value, digest, newest
 
 SCHEMA: Final = "outbox_rows"
 TIMEOUT_S: Final = 30.0
+TIMEOUT_MAX_S: Final = 2_000_000
+"""PostgreSQL counts milliseconds in 31 bits."""
 KEEPALIVE: Final[dict[str, Any]] = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 """A server that vanished is missed after 25 s, where libpq's default is two hours."""
 PAGE_ROWS: Final = 1_000
@@ -251,11 +253,19 @@ def open_sink(projection: str, settings: Mapping[str, Any]) -> Iterator[Postgres
     if not projection or ":" in projection or len(projection.encode()) > NAME_BYTES:
         raise SettingsError(f"postgres: projection {projection!r} cannot name a view")
     schema = str(settings.get("schema") or SCHEMA)
-    sink = PostgresSink(projection, str(settings["dsn"]), schema, float(settings.get("timeout_s") or TIMEOUT_S))
+    sink = PostgresSink(projection, str(settings["dsn"]), schema, _seconds(settings.get("timeout_s") or TIMEOUT_S))
     try:
         yield sink
     finally:
         sink.close()
+
+
+def _seconds(given: Any) -> float:
+    """What the setting says, which is a text if it comes from the environment."""
+    with suppress(TypeError, ValueError):
+        if 0 < (seconds := float(given)) < TIMEOUT_MAX_S:
+            return seconds
+    raise SettingsError(f"postgres: setting 'timeout_s' is {given!r}: seconds, more than 0")
 
 
 def _write(

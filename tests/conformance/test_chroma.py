@@ -210,6 +210,33 @@ def test_settings_that_name_no_store_are_refused(settings: dict[str, str]) -> No
         pass
 
 
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"dimensions": "many"}, "dimensions"),
+        ({"dimension": 8}, "dimension"),
+        ({"path": 5}, "path"),
+        ({"url": "http://localhost:1", "timeout_s": "soon"}, "timeout_s"),
+        ({"url": "http://localhost:1", "timeout_s": 0}, "timeout_s"),
+        ({"url": "http://localhost:1", "headers": "Authorization"}, "headers"),
+        ({"url": "http://localhost:99999"}, "url"),
+        ({"url": "http://localhost:port"}, "url"),
+        ({"url": "http://[::1"}, "url"),
+    ],
+)
+def test_wrong_settings_are_named(folder: dict[str, str], settings: dict[str, Any], named: str) -> None:
+    whole = settings if "url" in settings else folder | settings
+    with pytest.raises(SettingsError, match=f"'{named}'"), open_sink("things", whole):
+        pass
+
+
+def test_dimensions_from_the_environment_are_a_number(folder: dict[str, str]) -> None:
+    with open_sink("stated", {**folder, "dimensions": str(DIMENSIONS)}) as sink:
+        sink.prepare(G)
+        sink.apply(G, vectors(3))
+        assert held(sink, G) == expected(vectors(3))
+
+
 def test_a_folder_that_cannot_be_made_is_an_error_of_the_store(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises((SettingsError, StoreError)), open_sink("things", {"path": str(tmp_path / "file")}):

@@ -170,7 +170,14 @@ def test_a_generation_that_was_not_prepared_is_an_error_that_says_so(sink: Postg
 
 @pytest.mark.parametrize(
     ("projection", "settings", "named"),
-    [("p", {}, "dsn"), ("a:b", {"dsn": "x"}, "a:b"), ("p" * 64, {"dsn": "x"}, "ppp")],
+    [
+        ("p", {}, "dsn"),
+        ("a:b", {"dsn": "x"}, "a:b"),
+        ("p" * 64, {"dsn": "x"}, "ppp"),
+        ("p", {"dsn": "x", "timeout_s": "soon"}, "timeout_s"),
+        ("p", {"dsn": "x", "timeout_s": -1}, "timeout_s"),
+        ("p", {"dsn": "x", "timeout_s": "inf"}, "timeout_s"),
+    ],
 )
 def test_wrong_settings_are_named(projection: str, settings: dict[str, str], named: str) -> None:
     with pytest.raises(SettingsError, match=named), open_sink(projection, settings):
