@@ -168,7 +168,8 @@ def open_session(projection: str, settings: Mapping[str, Any]) -> Iterator[Sessi
         raise SettingsError("ladybug: the setting path is missing")
     if not _NAME.fullmatch(projection):
         raise SettingsError(f"ladybug: projection {projection!r} may hold only letters, digits, '_' and '-'")
-    with _GRAPHS.hold(_file(Path(settings["path"])), lambda path: _open(path, settings)) as graph:
+    buffer_mib = _buffer_mib(settings.get("buffer_mib") or BUFFER_MIB)
+    with _GRAPHS.hold(_file(Path(settings["path"])), lambda path: _open(path, buffer_mib)) as graph:
         session = Session(graph, projection)
         try:
             yield session
@@ -196,13 +197,24 @@ def _file(path: Path) -> Path:
     return path if path.suffix == ".lbug" else path / FILE_NAME
 
 
-def _open(path: Path, settings: Mapping[str, Any]) -> Graph:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _buffer_mib(given: Any) -> int:
+    """What the setting says, which is a text if it comes from the environment."""
+    with suppress(TypeError, ValueError):
+        if (buffer_mib := int(given)) > 0:
+            return buffer_mib
+    raise SettingsError(f"ladybug: setting 'buffer_mib' is {given!r}: a number of MiB, more than 0")
+
+
+def _open(path: Path, buffer_mib: int) -> Graph:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreUnavailable(f"ladybug: {error}") from error
     with told_apart():
         return Graph(
             ladybug.Database(
                 str(path),
-                buffer_pool_size=int(settings.get("buffer_mib") or BUFFER_MIB) * 1024 * 1024,
+                buffer_pool_size=buffer_mib * 1024 * 1024,
                 max_num_threads=THREADS,
                 checkpoint_threshold=CHECKPOINT_BYTES,
             )

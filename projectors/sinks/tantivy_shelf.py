@@ -119,7 +119,8 @@ class Shelf:
         path = self._path(projection, generation)
         with self._lock:
             if path not in self._open:
-                path.mkdir(parents=True, exist_ok=True)
+                with told_apart():
+                    path.mkdir(parents=True, exist_ok=True)
                 self._open[path] = _opened(path, create=True)
 
     def index(self, projection: str, generation: str) -> Opened:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -217,7 +218,22 @@ def test_a_generation_made_anew_is_seen_by_those_who_knew_the_old(
     assert [found.key for found in reader.neighbours("g", "a", "out", None, 5)] == ["c"]
 
 
-@pytest.mark.parametrize(("projection", "settings"), [("p", {}), ("p`; DROP", {"path": "x"}), ("a.b", {"path": "x"})])
-def test_wrong_settings_are_refused(projection: str, settings: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("projection", "settings"),
+    [
+        ("p", {}),
+        ("p`; DROP", {"path": "x"}),
+        ("a.b", {"path": "x"}),
+        ("p", {"path": "x", "buffer_mib": "much"}),
+        ("p", {"path": "x", "buffer_mib": -1}),
+    ],
+)
+def test_wrong_settings_are_refused(projection: str, settings: dict[str, Any]) -> None:
     with pytest.raises(SettingsError), open_sink(projection, settings):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_an_unavailable_store(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreUnavailable), open_sink("p", {"path": str(tmp_path / "file")}):
         pass

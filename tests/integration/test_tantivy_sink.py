@@ -215,3 +215,9 @@ def test_wrong_settings_are_refused(projection: str, settings: dict[str, str]) -
 def test_a_generation_cannot_name_another_folder(sink: TantivySink) -> None:
     with pytest.raises(SettingsError):
         sink.drop("../p")
+
+
+def test_a_folder_that_cannot_be_made_is_an_unavailable_store(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with open_sink("p", {"path": str(tmp_path / "file")}) as sink, pytest.raises(StoreUnavailable):
+        sink.prepare("g")
