@@ -249,7 +249,7 @@ def _in_turn(answers: Sequence[Sequence[R]], limit: int) -> list[R]:
     if len(answers) == 1:
         return list(answers[0])
     mixed = [one for rank in zip_longest(*answers, fillvalue=_NONE) for one in rank if one is not _NONE]
-    return mixed[:limit]  # type: ignore[return-value]
+    return mixed[: min(limit, LIMIT_MAX)]  # type: ignore[return-value]
 
 
 def _bounded(limit: int) -> int:

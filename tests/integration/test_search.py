@@ -13,6 +13,7 @@ from outbox.errors import DatabaseError, InvalidEvent, SettingsError, StoreUnava
 from outbox.log.statement import Token
 from outbox.settings import Projecting
 from projectors import ledger, wiring
+from projectors.query import search as search_module
 from projectors.query.protocol import DEPTH_MAX
 from projectors.query.search import LIMIT_MAX, Search
 from projectors.rebuild import rebuild
@@ -190,13 +191,18 @@ def test_a_question_that_no_store_answers_names_the_settings(database: str, tmp_
             search.text("walrus")
 
 
-def test_several_stores_of_one_kind_answer_in_turn(database: str, tmp_path: Path) -> None:
+def test_several_stores_of_one_kind_answer_in_turn(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     more = {"more": Projecting(projection="documents", store="memory", categories=("animal",))}
     settings = settings_of(database, tmp_path, {"documents": "memory"}, projectors=more)
     with world(settings) as built, running(built), Search(built.side) as search:
         search.wait_for(built.populate(), 30)
         assert [h.key for h in search.text("mud")] == ["animal-clam"] * 2
         assert [h.key for h in search.text("mud", 1)] == ["animal-clam"]
+        with monkeypatch.context() as patched:
+            patched.setattr(search_module, "LIMIT_MAX", 1)
+            assert [h.key for h in search.text("mud", 5)] == ["animal-clam"]
         (only,) = search.hybrid("mud")
         assert dict(only.ranks) == {"memory": 1}
 
