@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, Self, TypeVar, get_args
 import psycopg
 
 from outbox.database import Connection, not_migrated, unreachable
-from outbox.errors import InvalidEvent, SettingsError, StoreUnavailable
+from outbox.errors import InvalidEvent, SettingsError, StoreError
 from outbox.log.statement import Token
 from projectors import ledger
 from projectors.query.protocol import DEPTH_MAX, Direction, Hit, Neighbour, Path
@@ -62,8 +62,10 @@ class Search:
 
     Stores are opened when first asked. Every method raises :class:`~outbox.errors.StoreUnavailable` if a store
     it needs is down, :class:`~outbox.errors.DatabaseError` if PostgreSQL is, and
-    :class:`~outbox.errors.SettingsError` if no projector's store answers such questions; ``hybrid`` answers from
-    the stores that are up, and raises only if none is. ``limit`` is 1 to :data:`LIMIT_MAX` (more is cut to it).
+    :class:`~outbox.errors.SettingsError` if no projector's store answers such questions, and
+    :class:`~outbox.errors.StoreError` if a store refuses (a vector of another length: the embedder was changed, and
+    what serves was built with the one before); ``hybrid`` answers from the stores that can, and raises only if none
+    can. ``limit`` is 1 to :data:`LIMIT_MAX` (more is cut to it).
     """
 
     def __init__(self, side: ReadSide) -> None:
@@ -126,10 +128,10 @@ class Search:
         self._generations(name for name, _ in asked)
         tried = [self._pool.submit(self._tried, name, ask) for name, ask in asked]
         answers = [t.result() for t in tried]
-        failures = [a for a in answers if isinstance(a, StoreUnavailable)]
+        failures = [a for a in answers if isinstance(a, StoreError)]
         if len(failures) == len(answers):
             raise failures[0]
-        return fuse([a for a in answers if not isinstance(a, StoreUnavailable)])[:most]
+        return fuse([a for a in answers if not isinstance(a, StoreError)])[:most]
 
     def wait_for(
         self, token: Token | int | str, timeout_s: float = 10.0, projectors: Iterable[str] | None = None
@@ -184,10 +186,10 @@ class Search:
         with self._asking[name]:
             return ask(name, self._reader(name), generation)
 
-    def _tried(self, name: str, ask: Ask[Hit]) -> Sequence[Hit] | StoreUnavailable:
+    def _tried(self, name: str, ask: Ask[Hit]) -> Sequence[Hit] | StoreError:
         try:
             return self._ask_one(name, ask)
-        except StoreUnavailable as error:
+        except StoreError as error:
             return error
 
     def _reader(self, name: str) -> Any:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from outbox.errors import DatabaseError, InvalidEvent, SettingsError, StoreUnavailable, WaitTimeout
+from outbox.errors import DatabaseError, InvalidEvent, SettingsError, StoreError, StoreUnavailable, WaitTimeout
 from outbox.log.statement import Token
-from outbox.settings import Projecting
+from outbox.settings import Projecting, Settings
 from projectors import ledger, wiring
 from projectors.query import search as search_module
 from projectors.query.protocol import DEPTH_MAX
@@ -173,6 +173,23 @@ def test_a_hybrid_question_is_answered_by_the_stores_that_are_up(database: str, 
             for ask in (search.semantic, search.text):
                 with pytest.raises(StoreUnavailable):
                     ask("walrus")
+
+
+def test_a_hybrid_question_is_answered_beside_a_store_that_was_built_with_another_embedder(
+    database: str, tmp_path: Path
+) -> None:
+    def embedding(with_: str) -> Settings:
+        vectors = Projecting(projection="vectors", store="chroma", categories=("animal",), embedder=with_)
+        return settings_of(database, tmp_path, {"documents": "tantivy"}, projectors={"vectors": vectors})
+
+    with world(embedding("hashing:64")) as built, running(built), Search(built.side) as search:
+        search.wait_for(built.populate(), 60)
+        (both,) = search.hybrid("mud", 1)
+        assert both.ranks.keys() == {"chroma", "tantivy"}
+    with world(embedding("hashing:32")) as built, Search(built.side) as search:
+        assert [f.ranks.keys() for f in search.hybrid("mud", 1)] == [{"tantivy"}]
+        with pytest.raises(StoreError, match="dimension of 64, got 32"):
+            search.semantic("mud")
 
 
 def test_a_hybrid_question_fails_if_every_store_is_down(database: str, tmp_path: Path) -> None:
