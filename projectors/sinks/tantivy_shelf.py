@@ -24,6 +24,8 @@ from projectors.sinks.turns import acquired
 
 WRITER_BYTES: Final = 64 * 1024 * 1024
 """Memory in which a writer collects documents before it writes a segment."""
+META: Final = "meta.json"
+"""Tantivy's own name for what makes a folder an index."""
 WAIT_S: Final = 30.0
 """Longest wait for another sink of this process that writes the same index."""
 
@@ -138,6 +140,7 @@ class Shelf:
                 opened.close()
             if path.exists():
                 with told_apart():
+                    (path / META).unlink(missing_ok=True)  # first: what is cut off here must not be taken for an index
                     shutil.rmtree(path)
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -204,6 +205,29 @@ def test_a_generation_made_anew_is_seen_by_those_who_knew_the_old(
         other.prepare("g")
     sink.apply("g", [document("new", text="alpha")])
     assert [hit.key for hit in reader.match("g", "alpha", 5)] == ["new"]
+
+
+def test_a_generation_whose_drop_was_cut_off_is_made_anew(
+    settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(folder: Path) -> None:
+        for file in folder.glob("*.store"):
+            file.unlink()
+        raise OSError("cut off")
+
+    with open_sink("p", settings) as sink:
+        sink.prepare("g")
+        sink.apply("g", [document("old")])
+        with monkeypatch.context() as patched, pytest.raises(StoreUnavailable, match="cut off"):
+            patched.setattr(shutil, "rmtree", cut_off)
+            sink.drop("g")
+    with open_sink("p", settings) as sink:
+        sink.prepare("g")
+        assert list(sink.scan("g")) == []
+        sink.apply("g", [document("new")])
+        assert [stored.key for stored in sink.scan("g")] == ["new"]
+        sink.drop("g")
+        assert not list(Path(settings["path"]).glob("p/*"))
 
 
 @pytest.mark.parametrize(("projection", "settings"), [("p", {}), ("../p", {"path": "x"}), ("a/b", {"path": "x"})])
