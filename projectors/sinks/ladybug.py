@@ -22,11 +22,13 @@ import orjson
 from outbox.errors import RecordsRefused
 from projectors.marks import UNMARKED, Sum, mark_of
 from projectors.record import Change, Edge, Node, Stored, digest, newest, storable
-from projectors.sinks.ladybug_graph import Session, open_session
+from projectors.sinks.ladybug_graph import Session, TooLarge, open_session
 
 TRANSACTION_NODES: Final = 2_000
 TRANSACTION_EDGES: Final = 20_000
 """A larger batch is committed in parts: Ladybug keeps what is not yet committed in memory."""
+LARGE_CHARACTERS: Final = 1_000_000
+"""A record of less that does not fit into the memory for pages is not to blame for it."""
 STATEMENT_ROWS: Final = 1_000
 """Readers wait for a statement to end."""
 TURN_STATEMENTS: Final = 50
@@ -88,6 +90,11 @@ class _Put:
     def key(self) -> str:
         return str(self.row["id"])
 
+    @property
+    def is_large(self) -> bool:
+        texts = len(self.row["properties"]) + sum(len(e["target"]) + len(e["properties"]) for e in self.edges)
+        return texts >= LARGE_CHARACTERS
+
 
 class LadybugSink:
     """A :class:`~projectors.sinks.protocol.Sink` of Node. Ladybug has no alias, so ``switch`` has nothing to do."""
@@ -110,8 +117,7 @@ class LadybugSink:
     def apply(self, generation: str, changes: Sequence[Change]) -> None:
         refused: dict[str, str] = {}
         for puts in _transactions(_puts(changes, refused)):
-            with self._session.writing():
-                self._replace(generation, puts)
+            self._apply(generation, puts, refused)
         if refused:
             raise RecordsRefused(refused)
 
@@ -134,6 +140,21 @@ class LadybugSink:
         keys = [key for (key,) in self._session.rows(_KEYS_OF_SLICES, generation, slices=sorted(slices))]
         for page in self._pages_of(generation, keys):
             yield from page
+
+    def _apply(self, generation: str, puts: Sequence[_Put], refused: dict[str, str]) -> None:
+        """One transaction. One that is too large is halved until the record that does not fit stands alone."""
+        try:
+            with self._session.writing():
+                self._replace(generation, puts)
+        except TooLarge as error:
+            if len(puts) > 1:
+                middle = len(puts) // 2
+                self._apply(generation, puts[:middle], refused)
+                self._apply(generation, puts[middle:], refused)
+            elif puts[0].is_large:
+                refused[puts[0].key] = str(error)
+            else:
+                raise
 
     def _replace(self, generation: str, puts: Sequence[_Put]) -> None:
         """In one transaction: drop what was overtaken, write nodes, delete the edges they owned, write theirs."""

@@ -46,6 +46,12 @@ _PASSING: Final = (
     "panic state",
     "Interrupted",
 )
+_FULL: Final = "The buffer pool is full"
+_COMMITTED: Final = "Transaction committed successfully"
+
+
+class TooLarge(StoreUnavailable):
+    """A transaction does not fit into the memory for pages; a smaller one may."""
 
 
 @dataclass(slots=True)
@@ -186,6 +192,8 @@ def told_apart() -> Iterator[None]:
         text = " ".join(str(error).split())
         if _LOCKED in text:
             raise StoreUnavailable(f"ladybug: the database is open in another process: {text}") from error
+        if _FULL in text and _COMMITTED not in text:
+            raise TooLarge(f"ladybug: {text} A greater buffer_mib helps") from error
         if any(part in text for part in _PASSING):
             raise StoreUnavailable(f"ladybug: {text}") from error
         if _MISSING.search(text):

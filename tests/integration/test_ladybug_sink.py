@@ -152,6 +152,22 @@ def test_a_batch_larger_than_a_transaction_is_committed_in_parts_and_whole_at_th
     assert held(sink) == digests(changes)
 
 
+def test_records_that_do_not_fit_into_memory_together_are_written_by_parts_and_one_too_large_is_refused(
+    settings: dict[str, str],
+) -> None:
+    def large(key: str, characters: int) -> Change:
+        return Change(key, key, 1, Node(key, "Kind", key, {"text": "x" * characters}))
+
+    with open_sink("p", {**settings, "buffer_mib": 64}) as sink:
+        sink.prepare("g")
+        together = [large(f"n{n}", 2_000_000) for n in range(16)]
+        sink.apply("g", together)
+        with pytest.raises(RecordsRefused, match="buffer_mib") as refused:
+            sink.apply("g", [node("a", 1), large("too large", 60_000_000), node("z", 1)])
+        assert refused.value.reasons.keys() == {"too large"}
+        assert {stored.key for stored in sink.scan("g")} == {"a", "z", *(change.key for change in together)}
+
+
 def test_five_thousand_nodes_with_twenty_thousand_edges_are_written_in_seconds(sink: LadybugSink) -> None:
     changes = graph(5_000, 20_000)
     began_s = time.monotonic()
