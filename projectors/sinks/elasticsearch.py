@@ -53,6 +53,8 @@ SUMS: Final[Mapping[str, Any]] = {
     "slices": {"terms": {"field": "slice", "size": SLICES}, "aggregations": {"total": {"sum": {"field": "mark"}}}},
     "bare": {"missing": {"field": "slice"}},
 }
+CLOSED: Final = "index_closed_exception"
+"""Answered 400, as what is wrong with a document is; but the index will be opened again."""
 PIT_KEEP_ALIVE: Final = "5m"
 """Per page: a consumer slower than this loses its scan and starts again."""
 
@@ -292,7 +294,7 @@ def _judge(item: Item, result: Mapping[str, Any], refused: dict[str, str]) -> bo
         return bool(status < 300)
     error = result.get("error", {})
     reason = f"{error.get('type')}: {error.get('reason')}"
-    if status in (400, 413):
+    if status in (400, 413) and error.get("type") != CLOSED:
         cause = error.get("caused_by", {}).get("reason")
         refused[item.key] = f"{reason} ({cause})" if cause else reason
         return True

@@ -127,6 +127,17 @@ def test_a_refused_document_is_named_and_does_not_stop_the_others(sink: Elastics
     assert keys(sink) == {"a", "b"}
 
 
+def test_while_an_index_is_closed_no_document_is_refused_for_it(
+    sink: ElasticsearchSink, server: Elasticsearch, projection: str
+) -> None:
+    server.indices.close(index=index_name(projection, G))
+    with pytest.raises(StoreUnavailable, match="closed"):
+        sink.apply(G, [put("a"), put("b")])
+    server.indices.open(index=index_name(projection, G), wait_for_active_shards=1)
+    sink.apply(G, [put("a"), put("b")])
+    assert keys(sink) == {"a", "b"}
+
+
 def test_a_batch_beyond_the_size_of_a_request_is_split(sink: ElasticsearchSink) -> None:
     changes = [put(f"k{n}", text="word " * 400_000) for n in range(BULK_BYTES_MAX // 2_000_000 + 2)]
     sink.apply(G, changes)
