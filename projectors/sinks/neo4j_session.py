@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
 from outbox.errors import SettingsError, StoreError, StoreUnavailable
 
 CONNECT_TIMEOUT_S: Final = 5.0
+SYNTAX: Final = "Neo.ClientError.Statement.SyntaxError"
 GRACE_S: Final = 2.0
 """What a session may take beyond its transactions, for the answers to travel."""
 
@@ -133,6 +134,8 @@ def _translated(doing: str) -> Iterator[None]:
         yield
     except Neo4jError as error:
         message = f"neo4j: {doing}: {_one_line(error.message)}"
+        if error.code == SYNTAX:  # the statements are ours: no record is to blame
+            raise StoreUnavailable(f"{message}: the server takes no such statement, it may be too old") from error
         if error.category in ("Statement", "Schema") and not error.is_retryable():
             raise StoreError(message) from error
         raise StoreUnavailable(message) from error

@@ -18,6 +18,7 @@ import pytest
 from outbox.errors import RecordsRefused, SettingsError, StoreUnavailable
 from projectors.query.neo4j import open_reader
 from projectors.record import Change, Edge, Node, Stored, digest
+from projectors.sinks import neo4j_write
 from projectors.sinks.neo4j import Neo4jSink, open_sink
 from projectors.sinks.neo4j_form import row_of
 from projectors.sinks.neo4j_session import cypher, label_of
@@ -118,6 +119,16 @@ def test_a_refused_node_is_named_and_does_not_stop_the_others(sink: Neo4jSink) -
         sink.apply(G, [*good[:7], *bad, *good[7:]])
     assert raised.value.reasons.keys() == {change.key for change in bad}
     assert held(sink) == {stored(change) for change in good}
+
+
+def test_a_server_that_does_not_know_a_statement_refuses_no_records(
+    sink: Neo4jSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neo4j_write, "_MAKE", neo4j_write._MAKE.replace("CALL (nodes)", "CALL OF TOMORROW (nodes)"))
+    with pytest.raises(StoreUnavailable, match="too old"):
+        sink.apply(G, [put(Node(f"k{n}", "K", "n")) for n in range(3)])
+    monkeypatch.undo()
+    assert held(sink) == set()
 
 
 def test_a_late_write_to_a_dropped_generation_leaves_nothing(sink: Neo4jSink, ask: Any) -> None:
