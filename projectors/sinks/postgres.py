@@ -249,10 +249,12 @@ def open_sink(projection: str, settings: Mapping[str, Any]) -> Iterator[Postgres
     """A sink for one projection. Raises :class:`~outbox.errors.SettingsError` if ``dsn`` is missing."""
     if not settings.get("dsn"):
         raise SettingsError("postgres: the setting dsn is missing")
-    # The separator keeps "a" + "b:c" and "a:b" + "c" from being one table.
-    if not projection or ":" in projection or len(projection.encode()) > NAME_BYTES:
+    # The separator keeps "a" + "b:c" and "a:b" + "c" from being one table. A % would be psycopg's, within a name too.
+    if not projection or ":" in projection or "%" in projection or len(projection.encode()) > NAME_BYTES:
         raise SettingsError(f"postgres: projection {projection!r} cannot name a view")
     schema = str(settings.get("schema") or SCHEMA)
+    if "%" in schema:
+        raise SettingsError(f"postgres: setting 'schema' is {schema!r}: no name with a %")
     sink = PostgresSink(projection, str(settings["dsn"]), schema, _seconds(settings.get("timeout_s") or TIMEOUT_S))
     try:
         yield sink

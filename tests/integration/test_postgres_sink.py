@@ -174,6 +174,8 @@ def test_a_generation_that_was_not_prepared_is_an_error_that_says_so(sink: Postg
         ("p", {}, "dsn"),
         ("a:b", {"dsn": "x"}, "a:b"),
         ("p" * 64, {"dsn": "x"}, "ppp"),
+        ("100%s", {"dsn": "x"}, "100%s"),
+        ("p", {"dsn": "x", "schema": "100%"}, "schema"),
         ("p", {"dsn": "x", "timeout_s": "soon"}, "timeout_s"),
         ("p", {"dsn": "x", "timeout_s": -1}, "timeout_s"),
         ("p", {"dsn": "x", "timeout_s": "inf"}, "timeout_s"),
