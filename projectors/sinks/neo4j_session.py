@@ -68,7 +68,7 @@ class Connection:
 
     def __init__(self, settings: Neo4jSettings) -> None:
         self.settings = settings
-        self._driver = _driver(settings)
+        self._open()
 
     @contextmanager
     def session(self, doing: str, within_s: float | None = None) -> Iterator[neo4j.Session]:
@@ -77,7 +77,9 @@ class Connection:
         Raises :class:`StoreUnavailable`, or :class:`StoreError` itself if a statement's data are to blame.
         """
         limit_s = within_s or self.settings.timeout_s + self.settings.retry_s
-        broken = Event()
+        if self._broken.is_set():  # by a watch that went off just as its session ended
+            self._open()
+        broken = self._broken
         watch = Timer(limit_s + GRACE_S, _break, (self._driver, broken))
         watch.daemon = True
         watch.start()
@@ -91,7 +93,12 @@ class Connection:
         finally:
             watch.cancel()
             if broken.is_set():
-                self._driver = _driver(self.settings)
+                self._open()
+
+    def _open(self) -> None:
+        self._driver = _driver(self.settings)
+        self._broken = Event()
+        """This driver was closed from outside."""
 
     def close(self) -> None:
         """Close the driver. May be called twice."""

@@ -18,7 +18,7 @@ import pytest
 from outbox.errors import RecordsRefused, SettingsError, StoreUnavailable
 from projectors.query.neo4j import open_reader
 from projectors.record import Change, Edge, Node, Stored, digest
-from projectors.sinks import neo4j_write
+from projectors.sinks import neo4j_session, neo4j_write
 from projectors.sinks.neo4j import Neo4jSink, open_sink
 from projectors.sinks.neo4j_form import row_of
 from projectors.sinks.neo4j_session import cypher, label_of
@@ -340,6 +340,26 @@ class Valve:
     def close(self) -> None:
         self.reopen()
         self._listener.close()
+
+
+def test_a_watch_that_goes_off_just_after_its_session_breaks_no_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    watches = []
+
+    class Watch:
+        daemon = True
+        start = cancel = staticmethod(lambda: None)
+
+        def __init__(self, _: float, goes_off: Any, given: Any) -> None:
+            watches.append(lambda: goes_off(*given))
+
+    monkeypatch.setattr(neo4j_session, "Timer", Watch)
+    with open_sink("nobody", {"url": "bolt://127.0.0.1:9", "retry_s": 0.1}) as sink:
+        with pytest.raises(StoreUnavailable, match="connect"):
+            sink.prepare(G)
+        watches[0]()
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="connect"):
+                sink.prepare(G)
 
 
 def test_a_server_that_falls_silent_is_given_up_and_taken_up_again(projection: str, settings: dict[str, Any]) -> None:
