@@ -58,6 +58,8 @@ CLOSED: Final = "index_closed_exception"
 PIT_KEEP_ALIVE: Final = "5m"
 """Per page: a consumer slower than this loses its scan and starts again."""
 
+_Found = tuple[Collection[str], Collection[str]]
+
 
 @contextmanager
 def open_sink(projection: str, settings: Mapping[str, Any]) -> Iterator[ElasticsearchSink]:
@@ -96,9 +98,13 @@ class ElasticsearchSink:
     def prepare(self, generation: str) -> None:
         """Create the generation's index with its mapping and write alias, if it is not there."""
         index = self._index(generation)
-        fields = self._fields(index)
-        if fields is None:
-            fields = self._create(index)
+        found = self._look(index)
+        if found is None:
+            found = self._create(index)
+        fields, aliases = found
+        if f"{index}-write" not in aliases:  # an index that was restored without its aliases
+            with translated(f"extend index {index}"):
+                self._client.indices.put_alias(index=index, name=f"{index}-write")
         if MARKS.keys() - fields:
             with translated(f"extend index {index}"):
                 self._client.indices.put_mapping(index=index, properties=MARKS)
@@ -158,26 +164,31 @@ class ElasticsearchSink:
     def _index(self, generation: str) -> str:
         return index_name(self._projection, generation)
 
-    def _fields(self, index: str) -> Collection[str] | None:
-        """The names of the index's fields; None if there is no index. Asked first: to be told by a refused creation
-        takes Elasticsearch 90 ms, since each change of its indices waits for those before it."""
+    def _look(self, index: str) -> _Found | None:
+        """The names of the index's fields and aliases; None if there is no index. Asked first: to be told by a refused
+        creation takes Elasticsearch 90 ms, since each change of its indices waits for those before it."""
         with translated(f"look for index {index}"):
-            found = self._client.indices.get_mapping(index=index, ignore_unavailable=True, allow_no_indices=True)
-        return frozenset(found[index]["mappings"].get("properties", ())) if index in found else None
+            found = self._client.indices.get(
+                index=index, features="aliases,mappings", ignore_unavailable=True, allow_no_indices=True
+            )
+        if index not in found:
+            return None
+        return frozenset(found[index]["mappings"].get("properties", ())), frozenset(found[index]["aliases"])
 
-    def _create(self, index: str) -> Collection[str]:
-        """Create it, unless somebody has just done so; returns the names of its fields."""
+    def _create(self, index: str) -> _Found:
+        """Create it, unless somebody has just done so."""
         shape = {"number_of_shards": self._settings.shards, "number_of_replicas": self._settings.replicas}
+        aliases = frozenset({f"{index}-write"})
         try:
             with translated(f"create index {index}"):
                 self._client.indices.create(
-                    index=index, settings=shape, mappings=MAPPINGS, aliases={f"{index}-write": {}}
+                    index=index, settings=shape, mappings=MAPPINGS, aliases={alias: {} for alias in aliases}
                 )
         except StoreError as error:
             if not _is(error, "resource_already_exists_exception"):
                 raise
-            return self._fields(index) or ()
-        return frozenset(MAPPINGS["properties"])
+            return self._look(index) or (frozenset(), aliases)
+        return frozenset(MAPPINGS["properties"]), aliases
 
     def _holders(self, alias: str) -> list[str]:
         try:

@@ -127,6 +127,18 @@ def test_a_refused_document_is_named_and_does_not_stop_the_others(sink: Elastics
     assert keys(sink) == {"a", "b"}
 
 
+def test_an_index_that_was_restored_without_its_aliases_is_written_again(
+    sink: ElasticsearchSink, server: Elasticsearch, projection: str
+) -> None:
+    sink.apply(G, [put("a")])
+    server.indices.delete_alias(index=index_name(projection, G), name="*")
+    with pytest.raises(StoreUnavailable):
+        sink.apply(G, [put("b")])
+    sink.prepare(G)
+    sink.apply(G, [put("b")])
+    assert keys(sink) == {"a", "b"}
+
+
 def test_while_an_index_is_closed_no_document_is_refused_for_it(
     sink: ElasticsearchSink, server: Elasticsearch, projection: str
 ) -> None:
