@@ -14,6 +14,7 @@ from dataclasses import field as made
 from typing import Any, Final, LiteralString
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from outbox.codec import Registry, default_registry
@@ -104,7 +105,7 @@ class _Chunk:
 def bulk_append(
     connection: psycopg.Connection[Any], batches: Iterable[Batch], registry: Registry | None = None
 ) -> Loaded:
-    """Append many batches in the caller's open transaction, all or nothing.
+    """Append many batches in the caller's transaction, all or nothing. Commits only on an autocommit connection.
 
     Batches of one stream are appended in the order given. ``batches`` may use the
     connection itself. Memory is bounded by :data:`CHUNK_EVENTS`. Raises
@@ -116,6 +117,8 @@ def bulk_append(
         raise DatabaseError(f"a bulk load needs a psycopg.Connection, not a {type(connection).__qualname__}")
     cursor = psycopg.Cursor(connection, row_factory=tuple_row)
     chunk, loaded = _Chunk(), Loaded(0, 0, None)
+    if not connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
+        cursor.execute("SELECT")  # begins the caller's transaction; else the block below would be one, and commit it
     try:
         with connection.transaction():
             for chunk in _chunks(batches):

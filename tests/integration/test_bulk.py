@@ -60,6 +60,12 @@ def test_an_empty_load_writes_nothing(connection, look):
     assert bulk_append(connection, []) == Loaded(0, 0, None)
 
 
+def test_a_load_that_is_the_first_statement_of_its_transaction_is_rolled_back_with_it(connection, look):
+    bulk_append(connection, [("order-1", 0, [event()])])
+    connection.rollback()
+    assert count(look) == (0, 0)
+
+
 def test_versions_go_on_from_what_stands_and_within_the_load(connection, look):
     append(connection, "order-1", event())
     bulk_append(
