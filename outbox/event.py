@@ -19,7 +19,11 @@ Resets = Callable[[str, int, str], bool]
 does not matter to what follows."""
 
 STREAM_LENGTH_MAX: Final = 1024
-"""Characters in a stream's name: it must fit a B-tree entry (2,704 bytes) and every store's key."""
+"""Characters in a stream's name: it must fit every store's key."""
+
+STREAM_BYTES_MAX: Final = 2_048
+"""Bytes of the same in UTF-8: with what stands beside it in an index (a version, a topic, a projector and its
+generation) it must fit a B-tree entry, 2,704 bytes."""
 
 
 YEAR_2000: Final = datetime(2000, 1, 1, tzinfo=UTC)
@@ -86,6 +90,8 @@ def check_stream(stream: str) -> str:
         raise InvalidEvent(f"stream name of {len(stream)} characters is longer than {STREAM_LENGTH_MAX}", "stream")
     if "\x00" in stream or not stream.isprintable():
         raise InvalidEvent(f"stream name {stream!r} holds a character that cannot be printed", "stream")
+    if len(stream.encode()) > STREAM_BYTES_MAX:
+        raise InvalidEvent(f"stream name of {len(stream.encode())} bytes is longer than {STREAM_BYTES_MAX}", "stream")
     if any(not (c.isascii() and (c.isalnum() or c in "._")) for c in category_of(stream)):
         raise InvalidEvent(f"category {category_of(stream)!r} may hold only letters, digits, '.' and '_'", "stream")
     return stream

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from outbox.errors import SettingsError
-from outbox.event import STREAM_LENGTH_MAX
+from outbox.event import STREAM_BYTES_MAX, STREAM_LENGTH_MAX
 
 CATEGORY: Final = re.compile(r"[A-Za-z0-9._]{1,200}")
 SPECIAL: Final = frozenset("%,#")
@@ -32,7 +32,7 @@ def category(schema: str, table: str) -> str:
 def stream(category: str, key: Sequence[str]) -> str:
     """The stream of the row with these key values, given as PostgreSQL's text."""
     name = f"{category}-{','.join([_plain(part) for part in key])}"
-    if len(name) <= STREAM_LENGTH_MAX:
+    if len(name) <= STREAM_LENGTH_MAX and len(name.encode()) <= STREAM_BYTES_MAX:
         return name
     # No other key is written with "%~".
     return f"{category}-%~{hashlib.sha256(name.encode()).hexdigest()}"

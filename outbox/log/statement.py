@@ -17,7 +17,7 @@ import orjson
 
 from outbox.codec import SIZE_MAX, Registry
 from outbox.errors import DuplicateEvent, InvalidEvent, VersionConflict
-from outbox.event import STREAM_LENGTH_MAX, NewEvent, check_stream
+from outbox.event import STREAM_BYTES_MAX, STREAM_LENGTH_MAX, NewEvent, check_stream
 
 Expected = int | Literal["any", "exists", "none"]
 """The version a stream must have: a number (0: it must not exist yet), or a word."""
@@ -200,6 +200,8 @@ def _key(key: str) -> str:
         raise InvalidEvent(f"a key of {len(key)} characters is longer than {STREAM_LENGTH_MAX}", "key")
     if "\x00" in key or not _is_unicode(key):
         raise InvalidEvent("a key cannot hold NUL or a lone surrogate", "key")
+    if len(key.encode()) > STREAM_BYTES_MAX:  # the relay has to park it under this key if the broker refuses it
+        raise InvalidEvent(f"a key of {len(key.encode())} bytes is longer than {STREAM_BYTES_MAX}", "key")
     return key
 
 

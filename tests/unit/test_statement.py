@@ -134,7 +134,7 @@ def test_topics_kafka_would_refuse_are_refused(topic):
     assert caught.value.field == "topic"
 
 
-@pytest.mark.parametrize("key", ["\x00", "\ud800", "x" * 1_025])
+@pytest.mark.parametrize("key", ["\x00", "\ud800", "x" * 1_025, "語" * 683])
 def test_keys_postgres_could_not_hold_are_refused(key):
     with pytest.raises(InvalidEvent) as caught:
         send_statement("t", key, b"")
