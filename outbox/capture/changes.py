@@ -78,8 +78,9 @@ class Changes:
     def _update(self, known: Form, update: Update, size: int) -> None:
         """A row that has another key from now on is gone from its old stream and comes to be in the new one."""
         old, new = update.old, update.new
-        if old is not None and update.old_is == "O":  # the whole old row: it holds what the new one leaves out
-            new = tuple([was if now is UNCHANGED else now for was, now in zip(old, new, strict=True)])
+        if old is not None:  # the old row, or its key alone: it holds what the new one leaves out, a large key as well
+            pairs = zip(old, new, strict=True)
+            new = tuple([was if now is UNCHANGED and was is not None else now for was, now in pairs])
         if old is None or known.key_of(old) == known.key_of(new):
             self._put("row.updated", known, new, size)
             return

@@ -24,3 +24,20 @@ def test_a_long_key_of_characters_of_several_bytes_fits_the_logs_index(database)
         one.drain()
         assert [e.type for e in one.events()] == ["row.inserted", "row.deleted"]
         assert len({e.stream for e in one.events()}) == 1
+
+
+def test_a_row_whose_key_is_kept_out_of_line_is_updated_and_given_another_key(database):
+    """PostgreSQL leaves such a key out of the new row, as it does any large value, and sends the old one's."""
+    with captured(database) as one:
+        one.db.execute("CREATE TABLE t (id text PRIMARY KEY, n int, large text)")
+        one.db.execute("ALTER TABLE t ALTER COLUMN large SET STORAGE EXTERNAL")
+        one.add("t")
+        one.drain()
+        key, large = plain(2_400, "!", "~"), "x" * 10_000
+        one.db.execute("INSERT INTO t VALUES (%s, 1, %s)", [key, large])
+        one.db.execute("UPDATE t SET n = 2")
+        one.drain()
+        assert [e.data["columns"] for e in one.events()] == [{"id": key, "n": n, "large": large} for n in (1, 2)]
+        one.db.execute("UPDATE t SET id = 'short'")
+        one.drain()
+        assert one.rows("t") == {"t-short": {"id": "short", "n": 2, "large": large}}
