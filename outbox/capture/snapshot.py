@@ -30,7 +30,7 @@ CHUNK_ROWS: Final = 5_000
 Tell = Callable[[int, int, str], None]
 """Told the rows read, an estimate of how many there are (0: none), and the table."""
 
-_KNOWN: Final = "SELECT EXISTS (SELECT FROM outbox.event WHERE stream > %(c)s || '-' AND stream < %(c)s || '.')"
+_KNOWN: Final = "SELECT EXISTS (SELECT FROM outbox.event WHERE stream > %(c)s AND stream < %(c)s || '.')"
 _ESTIMATE: Final = """
 SELECT coalesce(sum(c.reltuples) FILTER (WHERE c.reltuples > 0), 0)::bigint FROM pg_class c
 WHERE c.oid = %(t)s::oid OR c.oid IN (SELECT relid FROM pg_partition_tree(%(t)s::oid::regclass))

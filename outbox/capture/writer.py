@@ -143,7 +143,7 @@ class Writer:
     def live(self, category: str) -> Iterator[dict[str, Columns]]:
         """Every row of a category that the log has, in pages by stream. What waits is appended first."""
         self.flush()
-        after = f"{category}-"
+        after = category  # which is a stream too, of descriptions; the next one may be that of a row with an empty key
         while page := self._streams(after, f"{category}."):
             yield self.last(page)
             after = page[-1]

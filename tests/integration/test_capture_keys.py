@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from tests.capturing import captured
 
 
@@ -41,3 +43,20 @@ def test_a_row_whose_key_is_kept_out_of_line_is_updated_and_given_another_key(da
         one.db.execute("UPDATE t SET id = 'short'")
         one.drain()
         assert one.rows("t") == {"t-short": {"id": "short", "n": 2, "large": large}}
+
+
+@pytest.mark.parametrize("others", [[], ["a"]])
+def test_a_row_with_an_empty_key_is_seen_by_another_look_and_by_truncate(database, others):
+    with captured(database) as one:
+        one.db.execute("CREATE TABLE t (id text PRIMARY KEY)")
+        for key in ["", *others]:
+            one.db.execute("INSERT INTO t VALUES (%s)", [key])
+        one.add("t")
+        one.drain()
+        one.capture().again("t")
+        one.drain()
+        assert one.equal("t")
+        assert len(one.events()) == 1 + len(others)
+        one.db.execute("TRUNCATE t")
+        one.drain()
+        assert one.rows("t") == {}
