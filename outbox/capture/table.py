@@ -29,7 +29,7 @@ SELECT n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident, c.reli
        (SELECT array_agg(a.attname::text ORDER BY k.n) FROM pg_index i
         CROSS JOIN unnest(i.indkey::int2[]) WITH ORDINALITY AS k (number, n)
         JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number
-        WHERE i.indrelid = c.oid AND k.n <= i.indnkeyatts
+        WHERE i.indrelid = c.oid AND k.n <= i.indnkeyatts AND i.indimmediate
           AND CASE WHEN c.relreplident = 'i' THEN i.indisreplident ELSE i.indisprimary END)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = %s::oid
 """
@@ -156,7 +156,7 @@ def _refuse(
         reason = "it has REPLICA IDENTITY NOTHING: ALTER TABLE ... REPLICA IDENTITY DEFAULT"
     elif not key:
         reason = (
-            "it has no primary key, and nothing else says which row a change is of: add one, or"
+            "it has no primary key that is not DEFERRABLE, and nothing else says which row a change is of: add one, or"
             " ALTER TABLE ... REPLICA IDENTITY USING INDEX with a unique index of columns that are not null"
         )
     if reason:

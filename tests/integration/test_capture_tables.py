@@ -85,6 +85,8 @@ def test_a_row_no_event_can_hold_is_named(things):
 
 REFUSED = [
     ("CREATE TABLE t (a int)", "t", "no primary key"),
+    ("CREATE TABLE t (a int PRIMARY KEY DEFERRABLE)", "t", "not DEFERRABLE"),
+    ("CREATE TABLE t (a int PRIMARY KEY DEFERRABLE); ALTER TABLE t REPLICA IDENTITY FULL", "t", "no primary key that"),
     ("CREATE UNLOGGED TABLE t (a int PRIMARY KEY)", "t", "unlogged"),
     ("CREATE VIEW t AS SELECT 1 AS a", "t", "it is no table"),
     ("CREATE TABLE t (a int PRIMARY KEY); ALTER TABLE t REPLICA IDENTITY NOTHING", "t", "REPLICA IDENTITY NOTHING"),
