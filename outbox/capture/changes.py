@@ -163,14 +163,15 @@ def gone(
 ) -> None:
     """Append the deletion of the rows that the log has and the table has not.
 
-    ``is_gone``: those of a page of streams.
+    ``is_gone``: those of a page of streams. A row from a time when the table had another key may lack this one's
+    columns: it is known by its stream.
     """
     key = [known.columns[at] for at in known.key]
     for page in writer.live(known.category):
         chosen = is_gone(list(page))
         for stream, columns in page.items():
             if stream in chosen:
-                data = {"table": known.table, "key": {name: columns[name] for name in key}, **place}
+                data = {"table": known.table, "key": {n: columns[n] for n in key if n in columns}, **place}
                 id_ = names.member_id(origin, place["lsn"], place["ordinal"], stream)
                 writer.add(Pending(stream, DELETED, data, id_), len(stream))
 

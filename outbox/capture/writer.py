@@ -26,6 +26,7 @@ CHUNK_BYTES: Final = 16 << 20
 PAGE_STREAMS: Final = 5_000
 
 DELETED: Final = "row.deleted"
+STATES: Final = frozenset({"row.inserted", "row.updated"})
 
 _LAST: Final = """
 SELECT w.stream, e.type, e.data FROM unnest(%s::text[]) AS w (stream)
@@ -129,9 +130,14 @@ class Writer:
         self._pending, self._bytes = [], 0
 
     def last(self, streams: Iterable[str]) -> dict[str, Columns]:
-        """The rows of these streams as the log has them now; those deleted or never seen are left out."""
+        """The rows of these streams as the log has them now; those deleted or never seen are left out. What somebody
+        else appended to such a stream says nothing of its row: a state without columns, which is put right."""
         rows = self.connection.execute(_LAST, [list(streams)]).fetchall()
-        return {s: self.registry.decode(t, bytes(data))["columns"] for s, t, data in rows if t != DELETED}
+        return {s: self._columns(t, data) for s, t, data in rows if t != DELETED}
+
+    def _columns(self, type_: str, data: bytes) -> Columns:
+        columns: Columns = self.registry.decode(type_, data)["columns"] if type_ in STATES else {}
+        return columns
 
     def state(self, stream: str, names: Iterable[str]) -> Columns:
         """The row of one stream as the log has it. Raises :class:`Incomplete` if it lacks one of these columns."""

@@ -319,6 +319,18 @@ def test_asking_for_another_look_puts_the_log_right(things):
         things.capture().again("other")
 
 
+def test_events_of_other_kinds_in_a_tables_streams_are_put_right(things):
+    things.drain()
+    with connected(things.dsn) as connection:
+        for stream in ("things-1", "things-99"):
+            append(connection, stream, NewEvent("entity.deleted", {}))
+    things.capture().again("things")
+    things.drain()
+    after = [e for e in things.events() if e.stream in {"things-1", "things-99"}][1:]
+    assert told(after) == [("things-1", 3, "row.updated"), ("things-99", 2, "row.deleted")]
+    assert after[0].data["columns"] == {"id": 1, "name": "one", "price": "1.10"}
+
+
 def test_tables_are_taken_in_and_let_go_while_a_process_runs(things):
     things.db.execute("CREATE TABLE others (id text PRIMARY KEY)")
     things.db.execute("INSERT INTO others VALUES ('a')")

@@ -60,3 +60,16 @@ def test_a_row_with_an_empty_key_is_seen_by_another_look_and_by_truncate(databas
         one.db.execute("TRUNCATE t")
         one.drain()
         assert one.rows("t") == {}
+
+
+def test_a_table_captured_again_with_another_key_leaves_no_row_of_the_old_one(database):
+    with captured(database) as one:
+        one.db.execute("CREATE TABLE t (id int PRIMARY KEY)")
+        one.db.execute("INSERT INTO t VALUES (1)")
+        one.add("t")
+        one.drain()
+        one.capture().drop("t")
+        one.db.execute("ALTER TABLE t DROP COLUMN id, ADD COLUMN code text PRIMARY KEY DEFAULT 'a'")
+        one.add("t")
+        one.drain()
+        assert one.rows("t") == {"t-a": {"code": "a"}}
