@@ -61,6 +61,8 @@ class Snapshot:
         """
         table = self._locked(captured)
         known = self._formed(captured, table)
+        if self.writer.waiting:  # nothing is left open while the source looks for the first rows
+            self.writer.commit(self.lsn)
         before = self._is_known(captured.category)
         self.writer.connection.execute(_FORGET)
         if before:

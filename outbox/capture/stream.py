@@ -16,7 +16,8 @@ MESSAGES_A_STEP: Final = 20_000
 """A bound on one step, so that the leader looks up now and then."""
 MARK_EVERY_S: Final = 5.0
 """How often the position is written while nothing happens that is captured, so that the source may forget its log;
-and how often the server, which wants one in ``wal_sender_timeout``, gets a sign of life."""
+and how often both servers get a sign of life: the source's wants one in ``wal_sender_timeout``, the log's ends a
+leader's transaction that stands still for :data:`outbox.database.HALTED_MS`."""
 
 
 @dataclass(slots=True)
@@ -76,10 +77,11 @@ class Stream:
         return count
 
     def alive(self) -> None:
-        """Give the server a sign of life if one is due; in the midst of a large transaction nothing else does."""
+        """Give both servers a sign of life if one is due; in the midst of a large transaction nothing else does."""
         if self._due():
             self._marked_at = time.monotonic()
             self.replication.confirm(self.replication.confirmed)
+            self.writer.stay()
 
     def wait(self, timeout_s: float) -> None:
         """Wait until something comes, at most so long."""

@@ -107,6 +107,12 @@ class Writer:
             self.connection.execute("BEGIN")
             self._open = True
 
+    def stay(self) -> None:
+        """Keep the log transaction, if one is open, from being taken for a halted leader's: between two chunks of a
+        transaction the source may go through millions of rows of tables that nobody captures."""
+        if self._open:
+            self.connection.execute("SELECT")
+
     def commit(self, lsn: int) -> None:
         """Everything before ``lsn`` of the source is in the log with this.
 

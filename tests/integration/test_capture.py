@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import psycopg
 import pytest
 
 from outbox.capture import registered
+from outbox.capture.snapshot import Snapshot
 from outbox.capture.writer import Writer
 from outbox.database import connected
 from outbox.errors import SettingsError
 from outbox.event import NewEvent
 from outbox.log.append import append
+from outbox.relay.replication import Replication
 from tests.capturing import THINGS, Captured, captured, things, told  # noqa: F401
 from tests.relaying import lose_lease
+
+OPEN_WRITERS = """
+SELECT count(*) FROM pg_locks
+WHERE relation IN ('outbox.event'::regclass, 'outbox.captured'::regclass) AND mode = 'RowExclusiveLock' AND granted
+"""
 
 # ------------------------------------------------------------ what is told
 
@@ -123,6 +131,40 @@ def test_a_transaction_larger_than_a_chunk_is_one_transaction_of_the_log(things)
         12_000,
         1,
     )
+
+
+def test_a_transaction_that_goes_on_elsewhere_for_long_is_waited_for(things, monkeypatch):
+    """Between the first chunk of its captured rows and its end there is more than the log's patience with a leader."""
+    things.drain()
+    monkeypatch.setattr("outbox.database.HALTED_MS", 250)
+    monkeypatch.setattr("outbox.capture.stream.MARK_EVERY_S", 0.05)
+    receive, silent_until = Replication.receive, 0.0
+
+    def receiving(self):
+        nonlocal silent_until
+        if not silent_until and things.one(OPEN_WRITERS) != (0,):
+            silent_until = time.monotonic() + 1
+        return None if time.monotonic() < silent_until else receive(self)
+
+    monkeypatch.setattr(Replication, "receive", receiving)
+    monkeypatch.setattr("outbox.capture.writer.CHUNK_EVENTS", 2)
+    things.db.execute("INSERT INTO things SELECT g, 'n', 1 FROM generate_series(10, 14) g")
+    things.drain()
+    assert silent_until
+    assert len(things.events()) == 3 + 5
+
+
+def test_no_transaction_is_open_while_the_source_looks_for_the_first_rows(things, monkeypatch):
+    chunks, was_open = Snapshot._chunks, []
+
+    def looking(self, *given):
+        was_open.append(things.one(OPEN_WRITERS) != (0,))
+        return chunks(self, *given)
+
+    monkeypatch.setattr(Snapshot, "_chunks", looking)
+    things.drain()
+    assert was_open == [False]
+    assert [e.type for e in things.all_events()][0] == "table.described"
 
 
 def test_a_table_elsewhere_is_captured_into_this_log(new_database, empty_database):
