@@ -3,6 +3,10 @@
 An increment holds the rows that its own snapshot sees and the former one did not: the relay's cursor
 (:mod:`outbox.relay.cursor`) without an order. So an event that commits late, at a low position, is in the next
 increment, and none is in two.
+
+The manifest stands outside of the database. One that lost its last transactions (a fail-over, a restored disk), none of
+which had appended, has all that is backed up, and gives the lost ones' ids to others: these are known by their
+positions, which lie behind all that the backup holds.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-import psycopg
+from psycopg import sql
 
 from outbox.backup.container import FileWriter, Line
 from outbox.backup.manifest import NAME, DataFile, Increment, Manifest, Tell, flush_folder, read_manifest
@@ -36,7 +40,7 @@ _NEW: Final = """
 COPY (
     SELECT position, stream, version, type, id, data, meta::text,
            (extract(epoch FROM at - timestamptz '2000-01-01 00:00:00Z') * 1000000)::bigint
-    FROM outbox.event WHERE NOT pg_visible_in_snapshot(xid, {}::pg_snapshot) ORDER BY position
+    FROM outbox.event WHERE NOT pg_visible_in_snapshot(xid, {}::pg_snapshot) OR position > {} ORDER BY position
 ) TO STDOUT (FORMAT BINARY)
 """
 _TYPES: Final = ("int8", "text", "int8", "text", "uuid", "bytea", "text", "int8")
@@ -145,7 +149,7 @@ def _write(connection: Connection, folder: Path, former: Manifest, registry: Reg
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         snapshot = str(_one(connection, "SELECT pg_current_snapshot()::text"))
         increment.total = int(_one(connection, _ESTIMATE)) if not former.increments else 0
-        for line in _lines(connection, former.snapshot or BEGINNING.text):
+        for line in _lines(connection, former.snapshot or BEGINNING.text, former.newest[0] if former.newest else 0):
             increment.add(line)
         unpublished = _one(connection, _UNPUBLISHED)
     files = increment.finish()
@@ -159,9 +163,10 @@ def _write(connection: Connection, folder: Path, former: Manifest, registry: Reg
     )
 
 
-def _lines(connection: Connection, after: str) -> Iterator[Line]:
-    """The new rows, one at a time as the server sends them."""
-    with connection.cursor() as cursor, cursor.copy(psycopg.sql.SQL(_NEW).format(psycopg.sql.Literal(after))) as copy:
+def _lines(connection: Connection, snapshot: str, position: int) -> Iterator[Line]:
+    """The rows that this snapshot does not see, or behind this position, one at a time as the server sends them."""
+    query = sql.SQL(_NEW).format(sql.Literal(snapshot), sql.Literal(position))
+    with connection.cursor() as cursor, cursor.copy(query) as copy:
         copy.set_types(_TYPES)
         for row in copy.rows():
             yield Line._make(row)

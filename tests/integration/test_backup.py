@@ -10,6 +10,7 @@ import sys
 import tracemalloc
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from fastavro import reader, schemaless_reader
 
 from outbox.backup import backup, container, read_manifest, restore, verify
+from outbox.backup.manifest import write_manifest
 from outbox.codec import Registry
 from outbox.database import Connection, connected
 from outbox.errors import BackupError, DatabaseError, LogWentBack
@@ -273,6 +275,21 @@ def test_a_log_that_has_lost_what_is_backed_up_is_not_added(log: Connection, tmp
         )
     with pytest.raises(BackupError, match="the log does not"):
         backup(log, tmp_path, REGISTRY)
+
+
+def test_a_log_that_lost_transactions_but_no_event_gives_their_ids_to_events_that_are_backed_up(
+    log: Connection, empty_database: str, tmp_path: Path
+) -> None:
+    fill(log, 5)
+    backup(log, tmp_path, REGISTRY)
+    manifest = read_manifest(tmp_path)
+    ahead = int(str(manifest.snapshot).split(":")[1]) + 1_000  # transactions that the database has lost since
+    lost = replace(manifest.increments[0], snapshot=f"{ahead}:{ahead}:")
+    write_manifest(tmp_path, replace(manifest, increments=(lost,)))
+    fill(log, 5, first=5)
+    assert backup(log, tmp_path, REGISTRY).events == 5
+    assert backup(log, tmp_path, REGISTRY).events == 0
+    assert restored(empty_database, tmp_path) == rows(log)
 
 
 def test_two_backups_into_one_folder_exclude_each_other(log: Connection, tmp_path: Path) -> None:
