@@ -59,6 +59,7 @@ def restore(connection: Connection, folder: Path, tell: Tell | None = None) -> R
     migrate(connection)
     try:
         with connection.transaction():
+            connection.execute("SET LOCAL client_encoding TO 'UTF8'")  # as the rows below are written
             connection.execute(_LOCK)
             _check_empty(connection)
             copied = _copy(connection, manifest, folder, tell)

@@ -232,6 +232,16 @@ def test_appends_go_on_behind_what_was_restored(log: Connection, empty_database:
         assert (done.version, done.positions) == (4, (last + 2,))
 
 
+def test_the_encoding_of_the_connection_that_restores_does_not_matter(
+    log: Connection, empty_database: str, tmp_path: Path
+) -> None:
+    append(log, "thing-Zoë", event("Zoë", meta={"who": "Zoë"}), registry=REGISTRY)
+    backup(log, tmp_path, REGISTRY)
+    with connected(empty_database, client_encoding="LATIN1") as connection:
+        restore(connection, tmp_path)
+        assert rows(connection) == rows(log)
+
+
 def test_an_empty_log_is_backed_up_and_restored(log: Connection, empty_database: str, tmp_path: Path) -> None:
     assert backup(log, tmp_path, REGISTRY).total_events == 0
     with connected(empty_database) as connection:
