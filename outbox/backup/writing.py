@@ -46,7 +46,7 @@ COPY (
 _TYPES: Final = ("int8", "text", "int8", "text", "uuid", "bytea", "text", "int8")
 _ESTIMATE: Final = "SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'outbox.event'::regclass"
 _UNPUBLISHED: Final = """
-SELECT min(o.position) FROM outbox.outbox o
+SELECT least((SELECT min(position) FROM outbox.parked), min(o.position)) FROM outbox.outbox o
 WHERE NOT EXISTS (SELECT FROM outbox.relay_cursor c WHERE pg_visible_in_snapshot(o.xid, c.a))
 """
 _EVENT: Final = "SELECT id FROM outbox.event WHERE position = %s"

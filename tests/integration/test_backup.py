@@ -258,6 +258,19 @@ def test_what_no_relay_had_published_waits_in_the_outbox_again(
         assert restore(connection, tmp_path).unpublished == 20
 
 
+def test_what_a_relay_has_parked_waits_in_the_outbox_again(
+    log: Connection, empty_database: str, tmp_path: Path
+) -> None:
+    fill(log, 20)
+    log.execute("INSERT INTO outbox.relay_cursor SELECT 'relay', 1, s, s, 0 FROM pg_current_snapshot() s")
+    (parked,) = log.execute("SELECT position FROM outbox.event ORDER BY position OFFSET 15 LIMIT 1").fetchall()
+    columns = "relay, topic, key, seq, reason, position"
+    log.execute(f"INSERT INTO outbox.parked ({columns}) VALUES ('relay', 't', 'k', 1, 'too large', %s)", parked)
+    backup(log, tmp_path, REGISTRY)
+    with connected(empty_database) as connection:
+        assert restore(connection, tmp_path).unpublished == 5
+
+
 def test_a_restored_log_is_halted_until_it_is_reconciled(log: Connection, empty_database: str, tmp_path: Path) -> None:
     fill(log, 5)
     backup(log, tmp_path, REGISTRY)
