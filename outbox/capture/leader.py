@@ -136,7 +136,7 @@ class Leader:
         slot = named.slot(self.standing.epoch)
         slots.drop(connection, slot)
         with ExitStack() as seen:
-            with source.exported(self.source_dsn, connection, slot, self.stop, temporary=False) as made:
+            with source.exported(self.source_dsn, connection, slot, self.stop, self.alive, temporary=False) as made:
                 if made is None:
                     return
                 seeing = seen.enter_context(source.at_snapshot(self.source_dsn, made.snapshot))
@@ -160,7 +160,7 @@ class Leader:
         """
         name = f"{named.slot_prefix}snapshot_{self.standing.epoch}"
         with ExitStack() as seen:
-            with source.exported(self.source_dsn, connection, name, self.stop, temporary=True) as made:
+            with source.exported(self.source_dsn, connection, name, self.stop, self.alive, temporary=True) as made:
                 if made is None:
                     return
                 seeing = seen.enter_context(source.at_snapshot(self.source_dsn, made.snapshot))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -122,25 +122,27 @@ def clear(connection: Connection, named: Names) -> None:
 
 @contextmanager
 def exported(
-    dsn: str, connection: Connection, name: str, stop: threading.Event, *, temporary: bool
+    dsn: str, connection: Connection, name: str, stop: threading.Event, alive: Callable[[], None], *, temporary: bool
 ) -> Iterator[NewSlot | None]:
     """Make a slot; its snapshot may be imported while the block lasts. None if told to stop before it was made.
 
-    It takes until every transaction that is open now has ended. Raises :class:`~outbox.errors.DatabaseError`.
+    It takes until every transaction that is open now has ended: ``alive`` is called all the while, and may raise.
+    Raises :class:`~outbox.errors.DatabaseError`.
     """
     replication = Replication(session(dsn), connection, WANTED)
     try:
         try:
             replication.make_slot(name, temporary=temporary)
-            yield _made(replication, stop)
+            yield _made(replication, stop, alive)
         except psycopg.errors.ConfigurationLimitExceeded as error:
             raise DatabaseError(f"no slot can be made: {first_line(error)}; raise max_replication_slots") from error
     finally:
         replication.close()
 
 
-def _made(replication: Replication, stop: threading.Event) -> NewSlot | None:
+def _made(replication: Replication, stop: threading.Event, alive: Callable[[], None]) -> NewSlot | None:
     while not stop.is_set():
+        alive()
         made = replication.made()
         if made is not None:
             return made

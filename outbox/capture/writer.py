@@ -157,6 +157,7 @@ class Writer:
         self.flush()
         after = category  # which is a stream too, of descriptions; the next one may be that of a row with an empty key
         while page := self._streams(after, f"{category}."):
+            self.alive()  # there may be nothing to append for as long as it takes to look at them all
             yield self.last(page)
             after = page[-1]
 

@@ -11,6 +11,7 @@ import pytest
 from outbox.capture import registered
 from outbox.capture.snapshot import Snapshot
 from outbox.capture.writer import Writer
+from outbox.codec import default_registry
 from outbox.database import connected
 from outbox.errors import SettingsError
 from outbox.event import NewEvent
@@ -266,6 +267,33 @@ def test_a_leader_halted_in_the_midst_of_its_transaction_holds_nobody_up(things,
                 goes_on.set()
     things.drain()
     assert [stream for stream, _, _ in told(things.events())] == [f"things-{n}" for n in range(1, 6)]
+
+
+def test_a_leader_that_waits_for_the_sources_open_transactions_is_not_taken_for_one_that_hangs(things, monkeypatch):
+    monkeypatch.setattr("outbox.relay.lease.STALL_S", 0.5)
+    renewals = set()
+
+    def kept() -> bool:
+        renewals.add(things.one("SELECT epoch, expires_at FROM outbox.lease"))
+        return len(renewals) > 5
+
+    with psycopg.connect(things.dsn) as other, things.running():
+        other.execute("INSERT INTO things VALUES (4, 'four', 4)")
+        things.until(lambda: things.one("SELECT count(*) FROM outbox.lease") == (1,))
+        things.until(kept, within_s=10)
+        other.commit()
+        things.until(lambda: len(things.events()) == 4)
+    assert things.one("SELECT epoch FROM outbox.capture") == (1,)
+
+
+def test_a_long_look_at_the_rows_that_the_log_has_is_no_hanging(things, monkeypatch):
+    things.drain()
+    monkeypatch.setattr("outbox.capture.writer.PAGE_STREAMS", 1)
+    signs: list[None] = []
+    with connected(things.dsn) as connection:
+        standing = registered.Standing("capture", 1, "", None, 0)
+        writer = Writer(connection, default_registry(), standing, lambda: signs.append(None))
+        assert len(list(writer.live("things"))) == len(signs) == 3
 
 
 # --------------------------------------------------------------- snapshots
