@@ -20,7 +20,7 @@ from outbox.capture.form import Columns, Form, form, same
 from outbox.capture.registered import Captured
 from outbox.capture.table import Table, look, rewritten
 from outbox.capture.values import Types
-from outbox.capture.writer import Pending, Writer
+from outbox.capture.writer import CHUNK_BYTES, Pending, Writer
 from outbox.database import Connection
 from outbox.errors import DatabaseError
 from outbox.relay.pgoutput import Row
@@ -101,12 +101,14 @@ class Snapshot:
         estimate = self.source.execute(_ESTIMATE, {"t": table.relation}).fetchone()
         done, total = 0, estimate[0] if estimate else 0
         chunk: list[Row] = []
+        size = 0
         with self.source.cursor().copy(query) as copy:
             for row in copy.rows():
                 chunk.append(row)
-                if len(chunk) >= CHUNK_ROWS:
+                size += _size(row)
+                if len(chunk) >= CHUNK_ROWS or size >= CHUNK_BYTES:
                     yield chunk
-                    done, chunk = done + len(chunk), []
+                    done, chunk, size = done + len(chunk), [], 0
                     self.tell(done, max(total, done), known.table)
         yield chunk
         self.tell(done + len(chunk), done + len(chunk), known.table)
@@ -131,7 +133,7 @@ class Snapshot:
         data = {"table": known.table, "shape": known.shape, "columns": columns, **self._place()}
         type_ = "row.inserted" if state is None else "row.updated"
         id_ = names.member_id(self.origin, self.lsn, 0, stream)
-        self.writer.add(Pending(stream, type_, data, id_), sum([len(v) for v in row if isinstance(v, str)]))
+        self.writer.add(Pending(stream, type_, data, id_), _size(row))
 
     def _place(self) -> dict[str, int]:
         return {"lsn": self.lsn, "ordinal": 0, "at_us": time.time_ns() // 1_000}
@@ -142,3 +144,7 @@ class Snapshot:
 
     def _unseen(self, streams: list[str]) -> set[str]:
         return {stream for (stream,) in self.writer.connection.execute(_UNSEEN, [streams])}
+
+
+def _size(row: Row) -> int:
+    return sum([len(value) for value in row if isinstance(value, str)])

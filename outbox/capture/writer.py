@@ -23,7 +23,10 @@ from outbox.log.bulk import bulk_append
 CHUNK_EVENTS: Final = 5_000
 CHUNK_BYTES: Final = 16 << 20
 """What waits in memory, at most, with one more row; ``CHUNK_BYTES`` is of the values as PostgreSQL sent them."""
-PAGE_STREAMS: Final = 5_000
+CHUNK_HOLES: Final = 200
+"""Of these, events whose large values PostgreSQL did not send: how large they are is seen when the log is asked."""
+PAGE_STREAMS: Final = 500
+"""Rows of the log that are in memory at a time while all are looked at."""
 
 DELETED: Final = "row.deleted"
 STATES: Final = frozenset({"row.inserted", "row.updated"})
@@ -87,13 +90,15 @@ class Writer:
     counts: Counts = field(default_factory=Counts)
     _pending: list[Pending] = field(default_factory=list)
     _bytes: int = 0
+    _holes: int = 0
     _open: bool = False
 
     def add(self, event: Pending, size: int) -> None:
         """Put an event behind the others. ``size``: of its values, in bytes."""
         self._pending.append(event)
         self._bytes += size
-        if len(self._pending) >= CHUNK_EVENTS or self._bytes >= CHUNK_BYTES:
+        self._holes += bool(event.holes)
+        if len(self._pending) >= CHUNK_EVENTS or self._bytes >= CHUNK_BYTES or self._holes >= CHUNK_HOLES:
             self.flush()
 
     @property
@@ -133,7 +138,7 @@ class Writer:
         self.begin()
         self._fill()
         self._append(self._pending)
-        self._pending, self._bytes = [], 0
+        self._pending, self._bytes, self._holes = [], 0, 0
 
     def last(self, streams: Iterable[str]) -> dict[str, Columns]:
         """The rows of these streams as the log has them now; those deleted or never seen are left out. What somebody

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
 
 import psycopg
 import pytest
@@ -132,6 +133,27 @@ def test_a_transaction_larger_than_a_chunk_is_one_transaction_of_the_log(things)
         12_000,
         1,
     )
+
+
+def test_large_values_are_in_memory_a_few_at_a_time(things, monkeypatch):
+    """400 rows of 20,000 characters: read from a snapshot, left alone by an update, looked at again, truncated."""
+    monkeypatch.setattr("outbox.capture.snapshot.CHUNK_BYTES", 200_000)
+    monkeypatch.setattr("outbox.capture.writer.CHUNK_BYTES", 200_000)
+    monkeypatch.setattr("outbox.capture.writer.CHUNK_HOLES", 10)
+    monkeypatch.setattr("outbox.capture.writer.PAGE_STREAMS", 10)
+    things.db.execute("ALTER TABLE things ALTER COLUMN name SET STORAGE EXTERNAL")
+    things.db.execute("INSERT INTO things SELECT g, repeat('x', 20000), 1 FROM generate_series(10, 409) g")
+    for statement in ("", "UPDATE things SET price = 2 WHERE id >= 10", "again", "TRUNCATE things"):
+        if statement == "again":
+            things.capture().again("things")
+        elif statement:
+            things.db.execute(statement)
+        tracemalloc.start()
+        things.drain()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 4_000_000, statement or "a first look"
+    assert things.rows("things") == {}
 
 
 def test_a_transaction_that_goes_on_elsewhere_for_long_is_waited_for(things, monkeypatch):
