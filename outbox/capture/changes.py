@@ -37,8 +37,8 @@ class Place:
 
 @dataclass(slots=True)
 class Changes:
-    """Turns one connection's changes into events. ``source`` is asked about types; ``origin`` names source and capture
-    in the events' ids. Changes of tables that are not known, or not yet read from a snapshot, are left out."""
+    """Turns one connection's changes into events. ``source`` is asked about types; ``origin`` names source, capture
+    and slot in the events' ids. Changes of tables that are not known, or not yet read from a snapshot, are left out."""
 
     writer: Writer
     source: Connection

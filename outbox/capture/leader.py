@@ -116,12 +116,13 @@ class Leader:
 
     def _usable(self, connection: Connection, named: source.Names) -> bool:
         """Whether the slot gives everything behind the position. One that has confirmed more than the log has is the
-        slot of a log that was since restored to an earlier moment."""
+        slot of a log that was since restored to an earlier moment; a source whose own log ends before the position was
+        restored itself, and would give nothing until it comes there again."""
         slot = self.standing.slot
         slots.drop_before(connection, named.slot_prefix, self.standing.epoch, slot)
         if slot is None or not slots.usable(connection, slot):
             return False
-        return slots.confirmed(connection, slot) <= self.standing.lsn
+        return slots.confirmed(connection, slot) <= self.standing.lsn <= _now(connection)
 
     def _begin(self, connection: Connection, named: source.Names) -> None:
         """Make a slot, and bring the log to its snapshot.
@@ -131,7 +132,10 @@ class Leader:
         here on a crash leaves tables that are new. 4. Look at all rows, as the slot's snapshot sees them.
         """
         if self.standing.slot is not None:
-            log.warning("the slot is lost or ahead of the log: all rows are looked at again", slot=self.standing.slot)
+            log.warning(
+                "the slot is lost or ahead of the log, or the source went back: all rows are looked at again",
+                slot=self.standing.slot,
+            )
             slots.drop(connection, self.standing.slot)
         slot = named.slot(self.standing.epoch)
         slots.drop(connection, slot)
@@ -245,7 +249,8 @@ class Leader:
 
     @property
     def _origin(self) -> str:
-        return f"{self.standing.source}/{self.standing.name}"
+        """With the slot: a source that went back, or whose stand-by took over, comes to the same positions again."""
+        return f"{self.standing.source}/{self.standing.name}/{self.standing.slot}"
 
 
 @dataclass(slots=True)

@@ -39,7 +39,7 @@ def stream(category: str, key: Sequence[str]) -> str:
 
 
 def change_id(origin: str, lsn: int, ordinal: int) -> uuid.UUID:
-    """The id of a change's event: the same whenever the change is read. ``origin`` names source and capture."""
+    """The id of a change's event: the same whenever the change is read. ``origin`` names source, capture and slot."""
     return uuid.uuid5(_SPACE, f"{origin}/{lsn}/{ordinal}")
 
 

@@ -9,7 +9,7 @@ import tracemalloc
 import psycopg
 import pytest
 
-from outbox.capture import registered
+from outbox.capture import names, registered
 from outbox.capture.snapshot import Snapshot
 from outbox.capture.writer import Writer
 from outbox.codec import default_registry
@@ -221,7 +221,10 @@ def test_what_the_source_gives_again_is_not_written_again(things):
     known = told(things.events())
     with connected(things.dsn) as connection:
         # As if the position had been lost with the slot still where it was.
-        connection.execute("UPDATE outbox.capture SET lsn = %s::pg_lsn, slot = slot || '_copy'", [before[0]])
+        connection.execute("SELECT pg_drop_replication_slot(%s)", [before[1]])
+        connection.execute("SELECT pg_copy_logical_replication_slot(%s, %s)", [f"{before[1]}_copy", before[1]])
+        connection.execute("SELECT pg_drop_replication_slot(%s)", [f"{before[1]}_copy"])
+        connection.execute("UPDATE outbox.capture SET lsn = %s::pg_lsn", [before[0]])
     things.db.execute("INSERT INTO things VALUES (6, 'six', 6)")
     things.drain()
     assert told(things.events()) == [*known, ("things-6", 1, "row.inserted")]
@@ -397,6 +400,32 @@ def test_a_slot_that_is_lost_costs_a_look_at_all_rows_and_says_only_what_differs
         things.db.execute("SELECT pg_replication_slot_advance(%s, pg_current_wal_lsn())", [slot])
     things.drain()
     assert sorted(told(things.events()[3:])) == [("things-1", 2, "row.deleted"), ("things-2", 2, "row.updated")]
+
+
+def test_a_source_that_went_back_with_its_slot_is_looked_at_again(things):
+    """As one whose disk was put back to a copy: its log ends before what was captured."""
+    things.drain()
+    with connected(things.dsn) as connection:
+        connection.execute("UPDATE outbox.capture SET lsn = lsn + 1000000000")
+    things.db.execute("UPDATE things SET name = 'zwei' WHERE id = 2")
+    things.drain()
+    assert told(things.events()[3:]) == [("things-2", 2, "row.updated")]
+    things.db.execute("DELETE FROM things WHERE id = 1")
+    things.drain()
+    assert set(things.rows("things")) == {"things-2", "things-3"}
+
+
+def test_positions_that_come_again_from_a_source_that_went_back_are_other_changes(things, monkeypatch):
+    change_id = names.change_id
+    monkeypatch.setattr(names, "change_id", lambda origin, lsn, ordinal: change_id(origin, 0, ordinal))
+    things.drain()
+    things.db.execute("UPDATE things SET name = 'eins' WHERE id = 1")
+    things.drain()
+    things.db.execute("SELECT pg_drop_replication_slot(slot) FROM outbox.capture")
+    things.drain()
+    things.db.execute("UPDATE things SET name = 'zwei' WHERE id = 2")
+    things.drain()
+    assert things.rows("things")["things-2"]["name"] == "zwei"
 
 
 def test_asking_for_another_look_puts_the_log_right(things):
