@@ -21,6 +21,7 @@ DEFAULTS: Final[Mapping[str, str | int]] = {
     "keepalives_count": 4,
     "tcp_user_timeout": 30_000,
     "application_name": "outbox",
+    "client_encoding": "UTF8",  # whatever PGCLIENTENCODING says: stores and brokers hold every character
 }
 """libpq's settings where the DSN says nothing."""
 
@@ -96,6 +97,12 @@ def not_migrated(error: Exception) -> DatabaseError:
 
 def unreachable(dsn: str, error: Exception) -> DatabaseError:
     """The error for a server that cannot be reached, with the address but never the password."""
+    if not _is_dsn(dsn):  # libpq's own words quote the part that it does not understand, which may be the password
+        return DatabaseError(
+            "the address of PostgreSQL is neither postgresql://USER:PASSWORD@HOST:PORT/DATABASE (where %, @, / and : in"
+            " a name or a password are written %25, %40, %2F and %3A) nor host=... dbname=..., or it has a parameter"
+            " that libpq does not know"
+        )
     return DatabaseError(f"PostgreSQL at {_address(dsn)} cannot be reached: {first_line(error)}")
 
 
@@ -110,9 +117,14 @@ def _with_defaults(dsn: str) -> str:
     return conninfo.make_conninfo(dsn, **{name: value for name, value in DEFAULTS.items() if name not in given})
 
 
-def _address(dsn: str) -> str:
+def _is_dsn(dsn: str) -> bool:
     try:
-        parts = conninfo.conninfo_to_dict(dsn)
+        conninfo.conninfo_to_dict(dsn)
     except (psycopg.Error, UnicodeError, ValueError):
-        return "the given address"
+        return False
+    return True
+
+
+def _address(dsn: str) -> str:
+    parts = conninfo.conninfo_to_dict(dsn)
     return f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"

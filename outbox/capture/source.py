@@ -18,7 +18,7 @@ from psycopg import conninfo, sql
 
 from outbox.capture.table import Table
 from outbox.capture.values import SESSION
-from outbox.database import Connection, connect, connected, first_line
+from outbox.database import Connection, connect, connected, first_line, unreachable
 from outbox.errors import DatabaseError, SettingsError
 from outbox.logs import logger
 from outbox.relay import slot as slots
@@ -66,9 +66,12 @@ def names(log_connection: Connection, capture: str) -> Names:
 
 
 def session(dsn: str) -> str:
-    """The DSN with the settings that decide how values are written."""
+    """The DSN with the settings that decide how values are written. Raises :class:`~outbox.errors.DatabaseError`."""
     own = " ".join(f"-c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in SESSION.items())
-    given = conninfo.conninfo_to_dict(dsn).get("options")
+    try:
+        given = conninfo.conninfo_to_dict(dsn).get("options")
+    except psycopg.Error as error:
+        raise unreachable(dsn, error) from error
     return conninfo.make_conninfo(dsn, options=f"{given} {own}" if given else own)
 
 

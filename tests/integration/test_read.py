@@ -10,6 +10,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from outbox.codec import default_registry
+from outbox.database import connected
 from outbox.errors import UnknownEventType
 from outbox.log.append import append
 from outbox.log.bulk import bulk_append
@@ -46,6 +47,14 @@ def select(log, condition="true", order="position", **parameters):
 
 def told(events):
     return [(e.stream, e.version, e.position, e.id) for e in events]
+
+
+def test_every_character_is_read_whatever_the_environments_encoding(database, monkeypatch):
+    with psycopg.connect(database, autocommit=True) as connection:
+        append(connection, "a-語", event())
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    with connected(database) as connection:
+        assert [e.stream for e in read_all(connection, REGISTRY)] == ["a-語"]
 
 
 @pytest.mark.parametrize("page", PAGES)
