@@ -86,7 +86,7 @@ class Captured:
             except BaseException as error:  # noqa: BLE001
                 failures.append(error)
 
-        thread = threading.Thread(target=run)
+        thread = threading.Thread(target=run, name="capturing")
         thread.start()
         try:
             yield capture

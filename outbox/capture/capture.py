@@ -52,6 +52,8 @@ class Capture:
         self._tell = tell
         self._holder = new_holder()
         self.counts = Counts()
+        self._was_there = False
+        """Whether there was a capture since this began."""
 
     def add(self, tables: Sequence[str]) -> list[str]:
         """Register tables, named as in SQL; a process that runs takes them in by itself. Returns their categories.
@@ -121,6 +123,7 @@ class Capture:
         with connected(self._dsn) as connection:
             check_migrated(connection)
             check_identity(connection)
+            self._was_there |= registered.source_of(connection, self._settings.name) is not None
             lease = wait_for(connection, self._settings.lease, self._holder, self._settings.lease_s, stop)
             return lease is not None and self._lead(connection, lease, stop, drain=drain)
 
@@ -128,7 +131,7 @@ class Capture:
         standing = registered.begin(connection, self._settings.name, lease.epoch)
         if standing is None:
             lease.release(connection)
-            raise SettingsError(f"capture {self._settings.name!r} has no tables: outbox capture TABLE...")
+            return self._without_tables(connection, lease)
         log.info("leading", capture=standing.name, epoch=standing.epoch)
         with leading(self._dsn) as writing, Keeper(self._dsn, lease) as keeper:
             leader = Leader(
@@ -139,6 +142,15 @@ class Capture:
                 return leader.run(drain=drain)
             finally:
                 lease.release(connection)
+
+    def _without_tables(self, connection: Connection, lease: Lease) -> bool:
+        """Whether that is an end, as all tables were let go meanwhile; else raise what it is."""
+        if registered.source_of(connection, self._settings.name) is not None:
+            raise Fenced(f"{lease.name!r}: another process has taken over from epoch {lease.epoch}")
+        if not self._was_there:
+            raise SettingsError(f"capture {self._settings.name!r} has no tables: outbox capture TABLE...")
+        log.info("no table is captured any more", capture=self._settings.name)
+        return True
 
     def _check_source(self, connection: Connection, reading: Connection) -> None:
         known = registered.source_of(connection, self._settings.name)

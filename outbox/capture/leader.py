@@ -26,7 +26,7 @@ from outbox.capture.table import Table, look
 from outbox.capture.writer import Counts, Incomplete, Writer
 from outbox.codec import Registry
 from outbox.database import Connection, first_line
-from outbox.errors import DatabaseError, SettingsError
+from outbox.errors import DatabaseError, Fenced, SettingsError
 from outbox.logs import logger
 from outbox.relay import slot as slots
 from outbox.relay.replication import Replication, lsn_number, lsn_text
@@ -144,13 +144,21 @@ class Leader:
                 if made is None:
                     return
                 seeing = seen.enter_context(source.at_snapshot(self.source_dsn, made.snapshot))
-            with self.log.transaction():
-                registered.use_slot(self.log, self.standing, slot, made.lsn)
-                everything = registered.tables(self.log, self.standing.name)
-                registered.set_state(self.log, self.standing.name, [c.category for c in everything], "new")
+            try:
+                everything = self._use_slot(slot, made.lsn)
+            except Fenced:  # by a new leader, who would drop it, or by the end of the capture, behind which nobody does
+                slots.drop(connection, slot)
+                raise
             self.standing = replace(self.standing, slot=slot, lsn=made.lsn)
             log.info("made a slot", slot=slot, lsn=lsn_text(made.lsn))
             self._snapshot(seeing, made.lsn, everything)
+
+    def _use_slot(self, slot: str, lsn: int) -> list[Captured]:
+        with self.log.transaction():
+            registered.use_slot(self.log, self.standing, slot, lsn)
+            everything = registered.tables(self.log, self.standing.name)
+            registered.set_state(self.log, self.standing.name, [c.category for c in everything], "new")
+        return everything
 
     # -------------------------------------------------------- the snapshot
 

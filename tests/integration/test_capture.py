@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 import tracemalloc
+from dataclasses import replace
 
 import psycopg
 import pytest
 
-from outbox.capture import names, registered
+from outbox.capture import names, registered, source
 from outbox.capture.snapshot import Snapshot
 from outbox.capture.writer import Writer
 from outbox.codec import default_registry
@@ -18,7 +19,7 @@ from outbox.errors import SettingsError
 from outbox.event import NewEvent
 from outbox.log.append import append
 from outbox.relay.replication import Replication
-from tests.capturing import THINGS, Captured, captured, things, told  # noqa: F401
+from tests.capturing import QUICK, THINGS, Captured, captured, things, told  # noqa: F401
 from tests.relaying import lose_lease
 
 OPEN_WRITERS = """
@@ -233,21 +234,23 @@ def test_what_the_source_gives_again_is_not_written_again(things):
 def test_a_leader_that_was_deposed_writes_nothing(things):
     things.drain()
     things.db.execute("INSERT INTO things VALUES (4, 'four', 4)")
-    deposed = []
+    deposed, stop = [], threading.Event()
 
     def depose(*_):
         if not deposed:
             with connected(things.dsn) as connection:
-                deposed.append(connection.execute("UPDATE outbox.capture SET epoch = epoch + 1000"))
+                deposed.append(connection.execute("UPDATE outbox.capture SET epoch = epoch + 2"))
+            stop.set()
 
     capture = things.capture()
     flush = Writer.flush
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Writer, "flush", lambda self: (flush(self), depose())[0])
-        with pytest.raises(SettingsError):  # the next term finds an epoch above its own
-            capture.run(threading.Event(), drain=True)
+        capture.run(stop, drain=True)
     assert deposed
     assert len(things.events()) == 3
+    things.drain()  # the next terms find an epoch above their own, which is no reason to end
+    assert len(things.events()) == 4
 
 
 def test_a_second_process_stands_by_and_takes_over(things):
@@ -470,6 +473,27 @@ def test_tables_are_taken_in_and_let_go_while_a_process_runs(things):
     things.capture().drop("things")
     assert things.db.execute("SELECT FROM pg_replication_slots WHERE database = current_database()").fetchall() == []
     assert things.db.execute("SELECT FROM pg_publication WHERE pubname ~ '^outbox_capture'").fetchall() == []
+
+
+def test_a_process_whose_last_table_is_let_go_ends_by_itself(things):
+    """Also if it is amid its stream, and a stand-by."""
+    patient = replace(QUICK, look_s=60.0)
+    with things.running(settings=patient) as leading, things.running(settings=patient):
+        things.until(lambda: leading.counts.events or things.events())
+        things.capture().drop("things")
+        things.until(lambda: sum(t.name == "capturing" for t in threading.enumerate()) == 0)
+
+
+def test_a_slot_made_for_a_capture_that_was_let_go_meanwhile_does_not_stay(things, monkeypatch):
+    at_snapshot = source.at_snapshot
+
+    def let_go(*given):
+        things.one("DELETE FROM outbox.capture RETURNING name")
+        return at_snapshot(*given)
+
+    monkeypatch.setattr(source, "at_snapshot", let_go)
+    things.drain()
+    assert things.one("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()") == (0,)
 
 
 def test_a_quiet_table_lets_the_server_forget_its_log(things, monkeypatch):
