@@ -43,6 +43,11 @@ _TREE: Final = "(c.oid = %(table)s::oid OR c.oid IN (SELECT relid FROM pg_partit
 _PARTITIONS: Final = f"""
 SELECT string_agg(c.oid || '/' || c.relfilenode, ',' ORDER BY c.oid) FROM pg_class c WHERE {_TREE}
 """
+# A changed row of such a partition is not in the write-ahead log, or PostgreSQL lets nobody change it once published.
+_UNFIT: Final = """
+SELECT c.relname FROM pg_partition_tree(%s::oid::regclass) p JOIN pg_class c ON c.oid = p.relid
+WHERE p.isleaf AND (c.relkind = 'f' OR c.relpersistence <> 'p' OR c.relreplident = 'n') ORDER BY c.relname LIMIT 1
+"""
 _REWRITTEN: Final = f"""
 SELECT EXISTS (SELECT FROM pg_class c WHERE {_TREE} AND c.relfilenode <> coalesce(pg_relation_filenode(c.oid), 0))
 """
@@ -111,6 +116,12 @@ def look(connection: Connection, relation: int) -> Table | None:
         return None
     schema, name, kind, persistence, identity, partition, key = row
     _refuse(f"{schema}.{name}", schema, kind, persistence, identity, partition, key)
+    unfit = connection.execute(_UNFIT, [relation]).fetchone() if kind == PARTITIONED else None
+    if unfit is not None:
+        raise SettingsError(
+            f"table {schema}.{name} cannot be captured: its partition {unfit[0]!r} is a foreign table, unlogged, or has"
+            " REPLICA IDENTITY NOTHING, so its changes cannot be read from the write-ahead log: alter or detach it"
+        )
     generated = ["", "s"] if connection.info.server_version >= GENERATED_SINCE else [""]
     columns = connection.execute(_COLUMNS, [relation, generated]).fetchall()
     described = tuple((column, type_) for column, _, type_ in columns)

@@ -83,6 +83,7 @@ def test_a_row_no_event_can_hold_is_named(things):
         things.drain()
 
 
+PARTITIONED = "CREATE TABLE t (a int PRIMARY KEY) PARTITION BY LIST (a);"
 REFUSED = [
     ("CREATE TABLE t (a int)", "t", "no primary key"),
     ("CREATE TABLE t (a int PRIMARY KEY DEFERRABLE)", "t", "not DEFERRABLE"),
@@ -94,6 +95,12 @@ REFUSED = [
         "CREATE TABLE p (a int PRIMARY KEY) PARTITION BY LIST (a); CREATE TABLE t PARTITION OF p FOR VALUES IN (1)",
         "t",
         "it is a partition",
+    ),
+    (f"{PARTITIONED} CREATE UNLOGGED TABLE p PARTITION OF t DEFAULT", "t", "its partition 'p' is a foreign table, unl"),
+    (
+        f"{PARTITIONED} CREATE TABLE q PARTITION OF t DEFAULT; ALTER TABLE q REPLICA IDENTITY NOTHING",
+        "t",
+        "its partition 'q'",
     ),
     ('CREATE TABLE "größer" (a int PRIMARY KEY)', '"größer"', "streams are named after it"),
     ("SELECT 1", "absent", "there is no table"),
