@@ -56,6 +56,8 @@ class Leader:
     counts: Counts = field(default_factory=Counts)
     _target: int | None = None
     _watched_at: float = 0.0
+    _dropped: set[str] = field(default_factory=set)
+    """Categories of tables that are warned of already."""
 
     def run(self, *, drain: bool) -> bool:
         """Lead until told to stop or nothing is captured any more; ``drain``: until all that is committed in the
@@ -100,7 +102,9 @@ class Leader:
         for captured in registered.tables(self.log, self.standing.name):
             table = look(connection, captured.relation)
             if table is None:
-                log.warning("a captured table was dropped; its rows stay in the log", table=captured.name)
+                if captured.category not in self._dropped:
+                    log.warning("a captured table was dropped; its rows stay in the log", table=captured.name)
+                self._dropped.add(captured.category)
             elif table.key != captured.key:
                 raise registered.key_changed(captured.name, captured.key, table.key)
             else:
@@ -207,6 +211,7 @@ class Leader:
         """Stream until a table is added, dropped or changed; True if the drain's target was passed."""
         with self._open(connection, named, tables, None) as opened:
             stream, looked_at = opened.stream, time.monotonic()
+            watch = slots.Watch(connection, self.settings.slot_wal_warn_bytes, SLOT_WAL_BYTES)
             while not self.stop.is_set() and not opened.changes.again:
                 self.alive()
                 count = stream.step()
@@ -214,6 +219,7 @@ class Leader:
                     return True
                 if time.monotonic() - looked_at > self.settings.look_s and not stream.amid:
                     looked_at = time.monotonic()
+                    self._watch(watch)
                     if self._other(connection, tables):
                         break
                 if not count:
@@ -222,14 +228,13 @@ class Leader:
 
     def _other(self, connection: Connection, tables: list[Captured]) -> bool:
         """Whether there is more to do than to stream these tables."""
-        self._watch(connection)
         now = self._tables(connection)
         return [c for c, _ in now] != tables or any(c.print != table.print for c, table in now)
 
-    def _watch(self, connection: Connection) -> None:
+    def _watch(self, watch: slots.Watch) -> None:
         if self.standing.slot is not None and time.monotonic() - self._watched_at > WATCH_EVERY_S:
             self._watched_at = time.monotonic()
-            slots.Watch(connection, self.settings.slot_wal_warn_bytes, SLOT_WAL_BYTES).look(self.standing.slot)
+            watch.look(self.standing.slot)
 
     def _open(self, connection: Connection, named: source.Names, tables: list[Captured], until: int | None) -> _Opened:
         slot = self.standing.slot or ""

@@ -18,6 +18,7 @@ from outbox.database import connected
 from outbox.errors import SettingsError
 from outbox.event import NewEvent
 from outbox.log.append import append
+from outbox.relay import slot as slots
 from outbox.relay.replication import Replication
 from tests.capturing import QUICK, THINGS, Captured, captured, things, told  # noqa: F401
 from tests.relaying import lose_lease
@@ -494,6 +495,16 @@ def test_a_slot_made_for_a_capture_that_was_let_go_meanwhile_does_not_stay(thing
     monkeypatch.setattr(source, "at_snapshot", let_go)
     things.drain()
     assert things.one("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()") == (0,)
+
+
+def test_a_slot_that_keeps_much_is_warned_of_once(things, monkeypatch):
+    monkeypatch.setattr("outbox.capture.leader.WATCH_EVERY_S", 0.0)
+    looked, warned, look = [], [], slots.Watch.look
+    monkeypatch.setattr(slots.Watch, "look", lambda *given: (look(*given), looked.append(None))[0])
+    monkeypatch.setattr(slots.log, "warning", lambda text, **_: warned.append(text))
+    with things.running(settings=replace(QUICK, slot_wal_warn_bytes=-1)):
+        things.until(lambda: len(looked) > 3)
+    assert len(warned) == 1
 
 
 def test_a_quiet_table_lets_the_server_forget_its_log(things, monkeypatch):

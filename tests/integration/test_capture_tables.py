@@ -8,7 +8,7 @@ import threading
 import psycopg
 import pytest
 
-from outbox.capture import registered
+from outbox.capture import leader, registered
 from outbox.capture.snapshot import Snapshot
 from outbox.capture.source import at_snapshot
 from outbox.capture.writer import Writer
@@ -139,6 +139,19 @@ def test_a_table_that_was_made_anew_under_its_name_is_not_taken_for_the_old_one(
     things.add("things")
     things.drain()
     assert things.rows("things") == {}
+
+
+def test_a_table_that_was_dropped_is_warned_of_once(things, monkeypatch):
+    things.db.execute("CREATE TABLE others (id int PRIMARY KEY)")
+    things.add("others")
+    warned, looks, look = [], [], leader.look
+    monkeypatch.setattr(leader.log, "warning", lambda text, **_: warned.append(text))
+    with things.running():
+        things.until(lambda: len(things.events()) == 3)
+        things.db.execute("DROP TABLE others")
+        monkeypatch.setattr(leader, "look", lambda *given: (looks.append(None), look(*given))[1])
+        things.until(lambda: len(looks) > 8)
+    assert warned == ["a captured table was dropped; its rows stay in the log"]
 
 
 def test_a_unique_index_may_identify_rows(database):
