@@ -18,12 +18,14 @@ ID_BYTES_MAX: Final = 512
 LIVE: Final[Mapping[str, Any]] = {"bool": {"must_not": {"term": {"deleted": True}}}}
 
 _KEYWORD: Final = {"type": "keyword", "ignore_above": 8_000}  # a term holds 32,766 bytes, a character up to 4
+# Read back with the document and never searched by: an index of them would be a seventh of what a document costs.
+_KEPT: Final = {"index": False, "doc_values": False}
 MAPPINGS: Final[Mapping[str, Any]] = {
     "dynamic": "strict",
     "properties": {
         "key": {**_KEYWORD, "fields": {"words": {"type": "text"}}},
-        "stream": _KEYWORD,
-        "version": {"type": "long"},
+        "stream": {"type": "keyword", **_KEPT},
+        "version": {"type": "long", **_KEPT},
         "kind": _KEYWORD,
         "title": {"type": "text", "fields": {"raw": {"type": "keyword", "ignore_above": 1_000}}},
         "text": {"type": "text"},
