@@ -168,7 +168,13 @@ def demo(
     json: Json = False,
 ) -> None:
     """The whole product in one go, embedded: ingest, search, edit, delete, wipe, rebuild, verify."""
+    settings = context.obj.settings()
+    if settings.mode != "embedded" or settings.database.dsn:
+        raise SettingsError(
+            "`outbox demo` fills a log and wipes a store: it runs the embedded mode on PostgreSQL of its own,"
+            " not on the servers that these settings name"
+        )
     from projectors.demo import run
 
-    if run(context.obj.settings(), path or [], as_json=json):
+    if run(settings, path or [], as_json=json):
         raise typer.Exit(1)

@@ -83,6 +83,16 @@ def test_up_is_for_the_embedded_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(run("up").exception, SettingsError)
 
 
+@pytest.mark.parametrize(("name", "value"), [("OUTBOX_MODE", "servers"), ("OUTBOX_DATABASE__DSN", "postgresql://x/y")])
+def test_the_demo_touches_no_log_or_store_of_a_server(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_all_the_same(*_: object, **__: object) -> bool:
+        raise AssertionError("it would ingest into their log and wipe their store")
+
+    monkeypatch.setattr("projectors.demo.run", run_all_the_same)
+    monkeypatch.setenv(name, value)
+    assert isinstance(run("demo").exception, SettingsError)
+
+
 def test_commands_that_cannot_be_loaded_name_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib.metadata import EntryPoint
 
