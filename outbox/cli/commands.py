@@ -5,6 +5,8 @@ Imports stand inside the functions: ``outbox --help`` must not load drivers.
 
 from __future__ import annotations
 
+import json as plain_json
+import re
 import signal
 import sys
 import threading
@@ -21,6 +23,8 @@ from outbox.errors import InvalidEvent
 if TYPE_CHECKING:
     from outbox.event import Event
     from outbox.ingest.report import Report
+
+MetricsPort = Annotated[int | None, typer.Option(min=1, max=65_535, help="Serve Prometheus metrics here.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -65,7 +69,7 @@ def append(
     from outbox.wiring import open_write_side
 
     event = NewEvent(type_, _object(data), _uuid(event_id) if event_id else uuid7())
-    wanted: Any = int(expected) if expected.lstrip("-").isdigit() else expected
+    wanted: Any = int(expected) if re.fullmatch(r"-?[0-9]{1,30}", expected) else expected
     with open_write_side(context.obj.settings()) as side, side.connection() as connection:
         done = run(connection, stream, event, expected=wanted, registry=side.registry)
     if json:
@@ -87,7 +91,7 @@ def events(
     stream: Annotated[str | None, typer.Option(help="Only this stream.")] = None,
     category: Annotated[str | None, typer.Option(help="Only this category.")] = None,
     after: Annotated[int, typer.Option(min=0, help="After this version (with --stream) or position.")] = 0,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=sys.maxsize, help="At most so many.")] = 20,
     json: Json = False,
 ) -> None:
     """Show events of the log, oldest first.
@@ -96,6 +100,8 @@ def events(
     """
     from itertools import islice
 
+    if stream is not None and category is not None:
+        raise typer.BadParameter("give either --stream or --category")
     from outbox.database import connected
     from outbox.log.read import read_all, read_category, read_stream
     from outbox.wiring import open_write_side
@@ -139,7 +145,7 @@ def ingest(
 def relay(
     context: typer.Context,
     drain: Annotated[bool, typer.Option(help="Publish what waits, then stop.")] = False,
-    metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics here.")] = None,
+    metrics_port: MetricsPort = None,
 ) -> None:
     """Carry the outbox to the broker until stopped. Any number may run; one leads."""
     from outbox.database import check_migrated, connect
@@ -205,15 +211,18 @@ def serve_metrics(port: int | None) -> None:
 
 
 def _object(text: str) -> dict[str, Any]:
-    import orjson
-
+    # Not by orjson, which rounds a whole number of over 64 bits: an event is refused, not changed.
     try:
-        value = orjson.loads(sys.stdin.buffer.read() if text == "-" else text)
-    except orjson.JSONDecodeError as error:
+        value = plain_json.loads(sys.stdin.buffer.read() if text == "-" else text, parse_constant=_not_json)
+    except (ValueError, RecursionError) as error:
         raise InvalidEvent(f"DATA is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise InvalidEvent(f"DATA must be a JSON object, not {type(value).__name__}")
     return value
+
+
+def _not_json(word: str) -> None:
+    raise ValueError(f"{word} is no number")
 
 
 def _uuid(text: str) -> Any:

@@ -6,6 +6,7 @@ Every expected error ends in one line on standard error: exit 1 for what failed,
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -72,6 +73,8 @@ def build() -> typer.Typer:
 def main() -> None:
     """The entry point. Turns expected errors into one line and an exit code."""
     collect_rarely()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a locale without some character shows it escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _run()
     except _USAGE as error:
@@ -83,6 +86,8 @@ def main() -> None:
         sys.exit(_reader_gone())
     except Exception as error:
         known = _exit_code(error)
+        if known is None and (unreadable := _not_text(error)):
+            sys.exit(_say(f"the argument {unreadable} is not UTF-8", 2))
         if known is None:
             raise
         sys.exit(_say(error, known))
@@ -111,6 +116,16 @@ def _exit_code(error: Exception) -> int | None:
         return 1
     psycopg = sys.modules.get("psycopg")  # not imported for this: without it the error is not its own
     return 1 if psycopg is not None and isinstance(error, psycopg.Error) else None
+
+
+def _not_text(error: Exception) -> str:
+    """The argument, in ASCII, with the bytes that a driver's or a serializer's error is about; else nothing.
+
+    Paths may hold any bytes, so they are refused only where they turn out to be in the way.
+    """
+    if not isinstance(error, UnicodeEncodeError | TypeError):
+        return ""
+    return next((ascii(given) for given in sys.argv[1:] if any("\ud800" <= c <= "\udfff" for c in given)), "")
 
 
 def _reader_gone() -> int:

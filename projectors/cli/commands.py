@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from outbox.cli.commands import serve_metrics, until_stopped
+from outbox.cli.commands import MetricsPort, serve_metrics, until_stopped
 from outbox.cli.context import Json, print_json
 from outbox.errors import OutboxError, SettingsError
 from projectors.cli.asking import ask, ask_status
@@ -39,7 +39,7 @@ def register(app: typer.Typer) -> None:
 
 def up(
     context: typer.Context,
-    metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics here.")] = None,
+    metrics_port: MetricsPort = None,
 ) -> None:
     """Run everything in the foreground: PostgreSQL, relay and projectors, in one process and one folder."""
     from projectors import control
@@ -64,7 +64,7 @@ def up(
 def project(
     context: typer.Context,
     projectors: Annotated[list[str] | None, typer.Argument(help="Names of projectors; none: all.")] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics here.")] = None,
+    metrics_port: MetricsPort = None,
 ) -> None:
     """Run projectors until stopped. Any number of processes may share one projector's work."""
     from outbox.database import check_migrated, connect
@@ -174,7 +174,10 @@ def demo(
             "`outbox demo` fills a log and wipes a store: it runs the embedded mode on PostgreSQL of its own,"
             " not on the servers that these settings name"
         )
+    from projectors import control
     from projectors.demo import run
 
+    if control.holder_of(settings.data_dir):
+        raise OutboxError(f"`outbox up` runs on {settings.data_dir}: stop it, or give the demo another --data-dir")
     if run(settings, path or [], as_json=json):
         raise typer.Exit(1)

@@ -87,6 +87,13 @@ def test_a_database_without_tables_says_how_to_make_them(
         (["", "entity.deleted", "{}"], ["stream"]),
         (["a-1", "entity.deleted", "{}", "--expected", "7"], ["version 0", "expected 7"]),
         (["a-1", "entity.deleted", "{}", "--expected", "often"], ["often"]),
+        (["a-1", "entity.deleted", "{}", "--expected", "\u00b2"], ["version"]),
+        (["a-1", "entity.deleted", "{}", "--expected=--5"], ["--5"]),
+        (["a-1", "entity.patched", '{"properties": {"n": 123456789012345678901}}'], ["properties.n", "range"]),
+        (["a-1", "entity.patched", '{"properties": {"n": NaN}}'], ["NaN"]),
+        (["a-1", "entity.patched", '{"properties": {"n": 1e999}}'], ["properties.n"]),
+        (["a-1", "entity.patched", '{"properties": {"n": "\\ud800"}}'], ["properties.n"]),
+        (["a-1", "entity.patched", '{"properties": ' + "[" * 100_000], ["JSON"]),
         (["a-1", "entity.deleted", "{}", "--id", "x"], ["--id"]),
     ],
 )

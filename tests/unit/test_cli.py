@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from outbox.cli import main as cli
 from outbox.cli.commands import serve_metrics, until_stopped
 from outbox.cli.context import print_json
 from outbox.cli.progress import progress
-from outbox.errors import InvalidEvent, SettingsError, StoreUnavailable
+from outbox.errors import InvalidEvent, OutboxError, SettingsError, StoreUnavailable
 from outbox.logs import configure_logging, quiet_unless_configured
 
 COMMANDS = (
@@ -68,7 +69,15 @@ def test_schemas_are_listed_for_people_and_for_machines() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["search", "x", "--limit", "0"], ["search", "x", "--depth", "7"], ["events", "--after", "-1"], ["nothing"]],
+    [
+        ["search", "x", "--limit", "0"],
+        ["search", "x", "--depth", "7"],
+        ["events", "--after", "-1"],
+        ["events", "--limit", "9" * 20],
+        ["events", "--stream", "a-1", "--category", "b"],
+        *([command, "--metrics-port", port] for command in ("relay", "project", "up") for port in ("-1", "65536")),
+        ["nothing"],
+    ],
 )
 def test_a_wrong_call_exits_2(arguments: list[str]) -> None:
     assert run(*arguments).exit_code == 2
@@ -91,6 +100,14 @@ def test_the_demo_touches_no_log_or_store_of_a_server(name: str, value: str, mon
     monkeypatch.setattr("projectors.demo.run", run_all_the_same)
     monkeypatch.setenv(name, value)
     assert isinstance(run("demo").exception, SettingsError)
+
+
+def test_the_demo_writes_nothing_into_a_folder_that_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Listener(str(tmp_path / "up.sock"), "AF_UNIX"):
+        monkeypatch.setattr("projectors.demo.run", lambda *_, **__: False)
+        refused = run("--data-dir", str(tmp_path), "demo").exception
+    assert isinstance(refused, OutboxError)
+    assert "another --data-dir" in str(refused)
 
 
 def test_commands_that_cannot_be_loaded_name_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +152,30 @@ def test_each_error_is_one_line_and_its_exit_code(
 def test_an_error_of_our_own_code_is_seen_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ZeroDivisionError):
         exit_code(ZeroDivisionError(), monkeypatch)
+
+
+def test_text_that_the_terminal_has_no_character_for_is_shown_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    app = typer.Typer()
+    app.command()(lambda: typer.echo("日本 ok"))
+    monkeypatch.setattr(cli, "build", lambda: app)
+    monkeypatch.setattr(sys, "argv", ["outbox"])
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert written.getvalue() == b"\\u65e5\\u672c ok\n"
+
+
+def test_an_argument_that_is_no_text_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    app = typer.Typer()
+    app.command()(lambda word: word.encode())
+    monkeypatch.setattr(cli, "build", lambda: app)
+    monkeypatch.setattr(sys, "argv", ["outbox", os.fsdecode(b"cust-\xff")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "outbox: the argument 'cust-\\udcff' is not UTF-8\n"
 
 
 def exit_code(raised: BaseException | None, monkeypatch: pytest.MonkeyPatch) -> int | str | None:
