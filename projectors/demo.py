@@ -20,6 +20,7 @@ from rich.table import Table
 
 from outbox.cli.context import print_json
 from outbox.cli.progress import progress
+from outbox.cli.tables import console, shown
 from outbox.database import connected
 from outbox.errors import OutboxError
 from outbox.ingest import Report, ingest
@@ -72,7 +73,7 @@ class Result:
 def run(settings: Settings, paths: Sequence[Path], *, as_json: bool = False) -> bool:
     """Run it; True if something did not come out as it should. Raises what the parts raise."""
     started = time.monotonic()
-    out, result = Console(stderr=as_json), Result()
+    out, result = console(stderr=as_json), Result()
     with open_read_side(settings) as side:
         sources = [str(p) for p in paths] or [f"stdlib={_library(settings.data_dir, out)}"]
         with Running(side) as running:
@@ -123,7 +124,7 @@ def _ingest_all(
     result.files, result.events = report.files, report.events
     out.print(f"[bold]ingested[/] {_said(report)} in {report.seconds:.1f} s")
     for failure in report.failed:
-        out.print(f"  [dim]not read: {failure.path}: {failure.reason}[/]")
+        out.print(f"  [dim]not read: {shown(str(failure.path))}: {shown(failure.reason)}[/]")
     _caught_up(side, running, quiet=quiet)
     took = time.monotonic() - started
     result.rates = {
@@ -254,7 +255,7 @@ def _table(side: ReadSide, result: Result, out: Console) -> None:
     rates = ", ".join(f"{k.replace('_per_s', '').replace('_', ' ')} {v:,.0f}/s" for k, v in result.rates.items())
     out.print(f"{rates}; rebuild {result.rebuild_s:.1f} s; in all {result.wall_s:.1f} s")
     for failure in result.failures:
-        out.print(f"[red]failed:[/] {failure}")
+        out.print(f"[red]failed:[/] {shown(failure)}")
 
 
 def _said(report: Report) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outbox.cli.context import Json, print_json
+from outbox.cli.context import Json, plain, print_json
 from outbox.cli.parked import parked
 from outbox.errors import InvalidEvent
 
@@ -238,7 +238,7 @@ def _show(event: Event, as_json: bool) -> None:
     if as_json:
         print_json({name: getattr(event, name) for name in event.__slots__})
     else:
-        name = event.data.get("name", "")
+        name = plain(" ".join(str(event.data.get("name", "")).split()))
         typer.echo(
             f"{event.position:>8}  {event.at:%Y-%m-%d %H:%M:%S}  {event.stream}@{event.version}  {event.type}  {name}"
         )

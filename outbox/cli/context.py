@@ -30,3 +30,12 @@ def print_json(value: Any) -> None:
     import orjson
 
     typer.echo(orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS))
+
+
+def plain(text: str) -> str:
+    """The text with every character that a terminal might obey spelled out."""
+    return "".join(c if _harmless(c) else ascii(c)[1:-1] for c in text)
+
+
+def _harmless(character: str) -> bool:
+    return character.isprintable() or character in "\n\t" or (character.isspace() and character > "\x9f")

@@ -29,10 +29,7 @@ def list_(context: typer.Context, json: Json = False) -> None:
 
     JSON: [{"topic", "key", "seq", "position": number or null, "reason", "retry", "at"}]
     """
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
+    from outbox.cli.tables import console, shown, table
     from outbox.relay.parking import parked as find
 
     with _asked(context) as (connection, relay):
@@ -43,12 +40,10 @@ def list_(context: typer.Context, json: Json = False) -> None:
     if not rows:
         typer.echo("nothing is parked")
         return
-    table = Table("topic", "key", "seq", "since", "reason")
+    listed = table("topic", "key", "seq", "since", "reason")
     for row in rows:
-        table.add_row(
-            escape(row.topic), escape(row.key), str(row.seq), f"{row.at:%Y-%m-%d %H:%M:%S}", escape(row.reason)
-        )
-    Console().print(table)
+        listed.add_row(shown(row.topic), shown(row.key), str(row.seq), f"{row.at:%Y-%m-%d %H:%M:%S}", shown(row.reason))
+    console().print(listed)
 
 
 @parked.command()

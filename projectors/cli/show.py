@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from rich.console import Console
-from rich.markup import escape
 from rich.pretty import Pretty
-from rich.table import Table
 
+from outbox.cli.tables import console as new_console
+from outbox.cli.tables import shown, table
 from projectors.marks import SLICES
 
 SNIPPET_LENGTH: Final = 100
@@ -18,7 +18,7 @@ ANSWERS: Final[Mapping[bool | None, str]] = {True: "yes", False: "[red]no[/]", N
 
 def show_answers(answers: Sequence[Mapping[str, Any]], how: str, console: Console | None = None) -> None:
     """Answers of one question, a line or two each."""
-    out = console or Console()
+    out = console or new_console()
     if not answers:
         out.print("[dim]nothing found[/]")
     for answer in answers:
@@ -27,57 +27,57 @@ def show_answers(answers: Sequence[Mapping[str, Any]], how: str, console: Consol
         elif how == "neighbours":
             arrow = "-->" if answer["direction"] == "out" else "<--"
             out.print(
-                f"{arrow} [cyan]{escape(answer['edge'])}[/]  {escape(answer['key'])}  [dim]{escape(answer['kind'])}[/]"
+                f"{arrow} [cyan]{shown(answer['edge'])}[/]  {shown(answer['key'])}  [dim]{shown(answer['kind'])}[/]"
             )
         else:
             out.print(
-                f"[bold]{escape(answer['key'])}[/]  [cyan]{escape(answer['kind'])}[/]"
-                f"  [dim]{answer['score']:.4f} {escape(answer['store'])}[/]"
+                f"[bold]{shown(answer['key'])}[/]  [cyan]{shown(answer['kind'])}[/]"
+                f"  [dim]{answer['score']:.4f} {shown(answer['store'])}[/]"
             )
             if answer["snippet"]:
-                out.print("    " + escape(" ".join(answer["snippet"].split())[:SNIPPET_LENGTH]))
+                out.print("    " + shown(" ".join(answer["snippet"].split())[:SNIPPET_LENGTH]))
 
 
 def show_status(status: Mapping[str, Any]) -> None:
     """The state of relay, stores and streams."""
-    out, relay = Console(), status["relay"]
+    out, relay = new_console(), status["relay"]
     out.print(f"log: position {status['log']['last_position']}; waiting for the relay: {relay['waiting']}")
-    out.print(f"relay: {escape(relay['leader'] or 'none leads')} (epoch {relay['epoch']})")
+    out.print(f"relay: {shown(relay['leader'] or 'none leads')} (epoch {relay['epoch']})")
     for parked in relay["parked"]:
-        out.print(f"[yellow]parked[/] {escape(parked['topic'])} {escape(parked['key'])}")
-    table = Table("projector", "store", "answers", "generation", "lag", "health", "dead letters")
+        out.print(f"[yellow]parked[/] {shown(parked['topic'])} {shown(parked['key'])}")
+    rows = table("projector", "store", "answers", "generation", "lag", "health", "dead letters")
     for p in status["projectors"]:
         seen = "" if p["seen_s_ago"] is None else f" ({p['seen_s_ago']:.0f} s ago)"
-        table.add_row(
+        rows.add_row(
             p["projector"],
             p["store"],
             ANSWERS[p["answers"]],
             p["generation"] or "-",
             "-" if p["lag"] is None else str(p["lag"]),
-            escape(p["health"]) + seen,
+            shown(p["health"]) + seen,
             str(p["dead_letters"]),
         )
-    out.print(table)
+    out.print(rows)
     for p in status["projectors"]:
         if p["answers"] is False:
-            out.print(f"[red]no answer[/] from {p['store']}: {escape(p['said'])}")
+            out.print(f"[red]no answer[/] from {p['store']}: {shown(p['said'])}")
 
 
 def show_verify(reports: Sequence[Mapping[str, Any]]) -> None:
     """One line a store, then each record that differs."""
-    out = Console()
-    table = Table("projector", "store", "records", "missing", "stale", "extra", "different", "repaired", "seconds")
+    out = new_console()
+    rows = table("projector", "store", "records", "missing", "stale", "extra", "different", "repaired", "seconds")
     for r in reports:
         numbers = [str(r[n]) for n in ("records", "missing", "stale", "extra", "different", "repaired")]
-        table.add_row(r["projector"], r["store"], *numbers, f"{r['seconds']:.2f}")
-    out.print(table)
+        rows.add_row(r["projector"], r["store"], *numbers, f"{r['seconds']:.2f}")
+    out.print(rows)
     for r in reports:
         if r.get("slices") is not None:
             out.print(
                 f"{r['projector']}: read {r['slices']} of {SLICES} slices; what records say of themselves is trusted"
             )
         if r.get("why_full"):
-            out.print(f"{r['projector']}: read whole, since {escape(r['why_full'])}")
+            out.print(f"{r['projector']}: read whole, since {shown(r['why_full'])}")
         if would := r.get("would"):
             out.print(
                 f"{r['projector']}: a repair would write {would['writes']} record(s) and remove {would['removes']},"
@@ -85,13 +85,13 @@ def show_verify(reports: Sequence[Mapping[str, Any]]) -> None:
             )
         for d in r["differences"]:
             out.print(
-                f"[red]{d['kind']}[/] {r['store']} {escape(d['key'])} (stream {escape(d['stream'])}@{d['version']})"
+                f"[red]{d['kind']}[/] {r['store']} {shown(d['key'])} (stream {shown(d['stream'])}@{d['version']})"
             )
 
 
 def show_rebuild(done: Mapping[str, Any], *, rollback: bool, dry_run: bool) -> None:
     """What was built or gone back to, or would be."""
-    out, name, generation = Console(soft_wrap=True), done["projector"], done["generation"]
+    out, name, generation = new_console(soft_wrap=True), done["projector"], done["generation"]
     if rollback:
         out.print(f"{name}: {generation} {'would serve' if dry_run else 'serves'} again")
     elif dry_run:
@@ -115,22 +115,22 @@ def _show_forecast(out: Console, f: Mapping[str, Any]) -> None:
 def show_dead_letters(letters: Sequence[Mapping[str, Any]]) -> None:
     """One row a parked stream."""
     if not letters:
-        Console().print("no dead letters")
+        new_console().print("no dead letters")
         return
-    table = Table("projector", "stream", "version", "type", "attempts", "error")
+    rows = table("projector", "stream", "version", "type", "attempts", "error")
     for d in letters:
-        table.add_row(
-            d["projector"], escape(d["stream"]), str(d["version"]), d["type"], str(d["attempts"]), escape(d["error"])
+        rows.add_row(
+            d["projector"], shown(d["stream"]), str(d["version"]), d["type"], str(d["attempts"]), shown(d["error"])
         )
-    Console().print(table)
+    new_console().print(rows)
 
 
 def show_dead_letter(letter: Mapping[str, Any]) -> None:
     """One parked stream, whole."""
-    out = Console()
+    out = new_console()
     version = f"@{letter['version']}" if letter["version"] else ""
-    out.print(f"[bold]{escape(letter['stream'])}{version}[/] in {letter['projector']} ({letter['generation']})")
-    out.print(f"  [red]{escape(letter['error'])}[/]")
+    out.print(f"[bold]{shown(letter['stream'])}{version}[/] in {letter['projector']} ({letter['generation']})")
+    out.print(f"  [red]{shown(letter['error'])}[/]")
     out.print(f"  tried {letter['attempts']} time(s); {letter['waiting']} event(s) wait behind")
     if (event := letter["event"]) is None:
         out.print("  a message that is no event came under this key")
@@ -140,7 +140,7 @@ def show_dead_letter(letter: Mapping[str, Any]) -> None:
 
 
 def _path(path: Mapping[str, Any]) -> str:
-    parts = [escape(path["nodes"][0])]
+    parts = [shown(path["nodes"][0])]
     for edge, node in zip(path["edges"], path["nodes"][1:], strict=True):
-        parts += [f"[cyan]-{escape(edge)}-[/]", escape(node)]
+        parts += [f"[cyan]-{shown(edge)}-[/]", shown(node)]
     return " ".join(parts)

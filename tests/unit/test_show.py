@@ -99,6 +99,38 @@ def test_that_none_leads_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "none leads" in capsys.readouterr().out
 
 
+def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "order-1:key:2[x]"
+    show.show_answers([{**HIT, "key": name, "snippet": "a :key: b"}], "text")
+    parked = [{"topic": "t", "key": name}]
+    show.show_status(
+        {
+            "log": {"last_position": 1},
+            "relay": {"leader": None, "epoch": 0, "waiting": 0, "parked": parked},
+            "projectors": [],
+        }
+    )
+    show.show_verify([{**REPORT, "differences": [{"key": name, "stream": name, "kind": "missing", "version": 3}]}])
+    out = capsys.readouterr().out
+    assert out.count(name) == 4
+    assert "a :key: b" in out
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_a_dead_letters_stream_is_not_cut_short(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    letter = {"projector": "p", "stream": "abcdefghij" * 6, "version": 3, "type": "x", "attempts": 1, "error": ""}
+    show.show_dead_letters([letter])
+    rows = [line.split("│")[2].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert "".join(rows) == letter["stream"]
+
+
+def test_what_a_terminal_would_obey_is_spelled_out() -> None:
+    assert "a\\x1b[2Jb" in answers("text", {**HIT, "snippet": "a\x1b[2Jb"})
+
+
 def test_a_difference_is_named_with_its_stream_and_version(wide: None, capsys: pytest.CaptureFixture[str]) -> None:
     show.show_verify([REPORT])
     shown = capsys.readouterr().out
