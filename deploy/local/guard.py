@@ -17,6 +17,8 @@ from deploy.local import process
 from deploy.local.process import Pid
 
 CLOSE_WAIT_S = 10.0
+RELEASE = "release"
+"""The line that sends it away without ending anything."""
 
 
 class Guard:
@@ -34,6 +36,12 @@ class Guard:
             assert self._child.stdin is not None
             self._child.stdin.write(f"{pid.number} {pid.born_s}\n")
             self._child.stdin.flush()
+
+    def release(self) -> None:
+        """Dismiss the guard: what it watched runs on without us."""
+        if self._child is not None:
+            self._child.communicate(f"{RELEASE}\n", timeout=CLOSE_WAIT_S)
+            self._child = None
 
     def close(self) -> None:
         """Dismiss the guard: the processes it watched are ended if they still run."""
@@ -59,10 +67,12 @@ def _environment() -> dict[str, str]:
 
 
 def main() -> None:
-    """Read pids until the pipe ends, then end what still runs."""
+    """Read pids until the pipe ends, then end what still runs; nothing, if we are released before."""
     watched: list[Pid] = []
     with suppress(KeyboardInterrupt):
         for line in sys.stdin:
+            if line.strip() == RELEASE:
+                return
             number, born_s = line.split()
             watched.append(Pid(int(number), float(born_s)))
     for pid in watched:

@@ -16,7 +16,6 @@ from deploy.local.errors import LocalError, NotRunning
 from deploy.local.guard import Guard
 from deploy.local.jars import locked
 from deploy.local.ports import Reservation
-from deploy.local.process import Pid
 from deploy.local.servers import SERVERS, known, variable
 from deploy.local.service import Service
 from deploy.local.start import Order, start
@@ -41,7 +40,8 @@ class Local:
     `{"postgres": {"fsync": "off"}}`.
 
     Closing ends every service of the home. Should this process die without closing, a guard process ends them instead;
-    `detached=True` leaves them running for good (the command line's `up`).
+    `detached=True` leaves them running for good (the command line's `up`): those that are in the record. One that was
+    being started when we died is in none, so that nobody would find it: the guard ends it.
     """
 
     def __init__(self, home: Path | None = None, *, settings: Settings | None = None, detached: bool = False) -> None:
@@ -52,7 +52,8 @@ class Local:
         self._settings = dict(settings or {})
         known(self._settings)
         self._reservations: dict[str, Reservation] = {}
-        self._guard = None if detached else Guard()
+        self._detached = detached
+        self._guard = Guard()
         self._services = {service.name: service for service in state.read(self.home, self)}
 
     @property
@@ -121,8 +122,7 @@ class Local:
             return
         self._closed = True
         self.stop()
-        if self._guard:
-            self._guard.close()
+        self._guard.close()
         for reservation in self._reservations.values():
             reservation.close()
         self._reservations.clear()
@@ -147,6 +147,8 @@ class Local:
                 yield
             finally:
                 state.write(self.home, self._services.values())
+            if self._detached:
+                self._guard.release()
 
     def _start_together(self, names: list[str]) -> None:
         try:
@@ -159,9 +161,8 @@ class Local:
             raise
 
     def _start_one(self, name: str) -> None:
-        watch = self._guard.watch if self._guard else _unwatched
         folder, log = self.home / name, state.log_of(self.home, name)
-        order = Order(SERVERS[name], folder, log, self._settings.get(name, {}), watch)
+        order = Order(SERVERS[name], folder, log, self._settings.get(name, {}), self._guard.watch)
         started = start(order, self._reservations.get(name))
         self._reservations[name] = started.reservation
         self._services[name] = Service(
@@ -175,10 +176,6 @@ class Local:
             started_s=started.took_s,
             owner=self,
         )
-
-
-def _unwatched(_pid: Pid) -> None:
-    """A detached home: its services are meant to outlive us."""
 
 
 def _end(service: Service) -> None:

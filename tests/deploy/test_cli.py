@@ -3,8 +3,11 @@
 import json
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
@@ -63,3 +66,24 @@ def test_a_folder_with_someone_elses_state_is_not_touched(tmp_path):
     (tmp_path / "state.json").write_text('{"mine": true}')
     assert "choose another home" in run("up", "postgres", "--home", tmp_path, expect=2).stderr
     assert (tmp_path / "state.json").read_text() == '{"mine": true}'
+
+
+def test_one_that_is_killed_while_a_server_starts_leaves_none_that_nobody_knows_of(home):
+    slow = ["up", "postgres", "--home", str(home), "--set", "postgres.pre_auth_delay=50"]  # it answers nobody
+    with subprocess.Popen([sys.executable, "-m", "deploy.local", *slow], cwd=ROOT) as starting:
+        pid = until(lambda: (home / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
+        server = psutil.Process(int(pid))
+        starting.kill()
+    server.wait(30)
+
+    assert json.loads(run("status", "--home", home, "--json").stdout) == []
+    address = json.loads(run("up", "postgres", "--home", home, "--json").stdout)["OUTBOX_TEST_POSTGRES"]
+    psycopg.connect(address).close()
+
+
+def until(look, patience_s=60.0):
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        with suppress(OSError, IndexError):
+            return look()
+    raise AssertionError("waited in vain")
