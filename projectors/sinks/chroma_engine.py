@@ -75,6 +75,7 @@ class Engine:
                 stdout=subprocess.DEVNULL,
                 pass_fds=[there.fileno()],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                start_new_session=True,  # a Ctrl-C is for us, also before it is ready to ignore one
             )
         self._link = link = Connection(here.detach())
         try:

@@ -169,6 +169,24 @@ def test_signals_to_the_whole_group_leave_the_engine_to_its_parent(folder, recor
     assert records.count() == 1
 
 
+def test_a_ctrl_c_while_it_starts_does_not_reach_it(folder):
+    code = "\n".join(
+        [
+            "import pathlib, signal",
+            "from projectors.sinks.chroma_engine import Engine",
+            "signal.signal(signal.SIGINT, lambda *_: None)",
+            f"Engine(pathlib.Path({str(folder)!r})).close()",
+        ]
+    )
+    with subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE) as parent:
+        until = time.monotonic() + WITHIN_S
+        while not engines(folder) and time.monotonic() < until:
+            pass
+        os.killpg(parent.pid, signal.SIGINT)
+        said = parent.communicate(timeout=WITHIN_S)[1]
+    assert (parent.returncode, said) == (0, b"")
+
+
 def test_an_engine_ends_with_a_parent_that_was_killed(folder):
     code = (
         "import os, sys; from projectors.sinks.chroma_client import open_client\n"
