@@ -66,9 +66,9 @@ class Relaying(Section):
     engine: EngineName = "poll"
     delivery: DeliveryName = "at_least_once"
     slot_wal_warn_bytes: int = Field(1 << 30, ge=1 << 20)
-    lease_s: float = Field(3.0, gt=0.1)
+    lease_s: float = Field(3.0, gt=0.1, le=86_400)
     page_max: int = Field(5_000, ge=200)
-    sleep_max_s: float = Field(0.05, gt=0)
+    sleep_max_s: float = Field(0.05, gt=0, le=86_400)
 
 
 class Projecting(Section):
@@ -108,7 +108,10 @@ class Settings(BaseSettings):
     @field_validator("data_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+        try:
+            return value.expanduser().absolute()
+        except RuntimeError as error:  # a home that there is not, which pydantic would let through as it is
+            raise ValueError(f"{value}: there is no such home folder") from error
 
     @classmethod
     def settings_customise_sources(

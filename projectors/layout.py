@@ -23,6 +23,8 @@ BUILT_IN: Final[Mapping[str, Callable[[tuple[str, ...]], Projection]]] = {
     "rows": Rows,
 }
 EMBEDDED: Final = {"vectors": "chroma", "graph": "ladybug", "documents": "tantivy"}
+PARTS: Final = ("fold", "records")
+"""What a projection's class has, whatever else only its instances have."""
 SERVERS: Final = {"vectors": "chroma", "graph": "neo4j", "documents": "elasticsearch"}
 
 
@@ -70,6 +72,8 @@ class Layout:
         given = dict(self.settings.stores.get(store, {}))
         if self.settings.mode == "embedded" and store in EMBEDDED.values() and "url" not in given:
             given.setdefault("path", str(self.settings.data_dir / store))
+        if not isinstance(given.get("path", ""), str):
+            raise SettingsError(f"stores.{store}.path must be a text, the name of a folder")
         if store == "postgres":
             given.setdefault("dsn", self.dsn)
         return given
@@ -85,5 +89,10 @@ def _imported(name: str, wanted: str) -> Projection:
         raise SettingsError(
             f"projectors.{name}.projection is {wanted!r}: neither one of {known} nor a module:name ({error})"
         ) from error
+    lacking = [part for part in PARTS if not hasattr(found, part)]
+    if lacking:
+        raise SettingsError(
+            f"projectors.{name}.projection is {wanted!r}, which is no projection: it has no {', '.join(lacking)}"
+        )
     projection: Projection = found() if isinstance(found, type) else found
     return projection

@@ -104,7 +104,8 @@ def _run() -> int:
         raise
     if code == INTERRUPTED:
         raise KeyboardInterrupt
-    sys.stdout.flush()  # here, where a reader that has gone can still be answered
+    if sys.stdout is not None:  # as with `>&-`
+        sys.stdout.flush()  # here, where a reader that has gone can still be answered
     return code if isinstance(code, int) else 0
 
 

@@ -29,6 +29,9 @@ def refused(done: object, *said: str) -> None:
         ({"OUTBOX_CONFIG": "missing.toml"}, ["missing.toml"]),
         ({"OUTBOX_MODE": "servers"}, ["database.dsn"]),
         ({"OUTBOX_PREFIX": "a b"}, ["prefix"]),
+        ({"OUTBOX_DATA_DIR": "~nobody-of-this-name/x"}, ["data_dir", "~nobody-of-this-name"]),
+        ({"OUTBOX_RELAY__LEASE_S": "inf"}, ["relay.lease_s"]),
+        ({"OUTBOX_RELAY__SLEEP_MAX_S": "inf"}, ["relay.sleep_max_s"]),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, settings: dict[str, str], said: list[str]) -> None:
@@ -109,6 +112,8 @@ def test_an_unknown_projector_and_store_are_named(tmp_path: Path, database: str)
     refused(outbox("verify", "nothing", settings=settings, cwd=tmp_path), "nothing", "documents")
     wrong = settings | {"OUTBOX_PROJECTORS": '{"x": {"projection": "nowhere:Thing", "store": "chroma"}}'}
     refused(outbox("project", "x", settings=wrong, cwd=tmp_path), "nowhere:Thing")
+    wrong = settings | {"OUTBOX_PROJECTORS": '{"x": {"projection": "os:sep", "store": "chroma"}}'}
+    refused(outbox("project", "x", settings=wrong, cwd=tmp_path), "os:sep", "no projection", "fold")
 
 
 def test_a_path_that_is_not_there_is_named_and_nothing_is_written(tmp_path: Path, database: str) -> None:

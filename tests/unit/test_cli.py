@@ -167,6 +167,11 @@ def test_text_that_the_terminal_has_no_character_for_is_shown_escaped(monkeypatc
     assert written.getvalue() == b"\\u65e5\\u672c ok\n"
 
 
+def test_a_closed_standard_output_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert exit_code(None, monkeypatch) == 0
+
+
 def test_an_argument_that_is_no_text_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     app = typer.Typer()
     app.command()(lambda word: word.encode())

@@ -10,6 +10,7 @@ import pytest
 from outbox.broker import KafkaSettings
 from outbox.errors import SettingsError
 from outbox.settings import load
+from projectors.layout import Layout
 
 
 @pytest.fixture(autouse=True)
@@ -145,3 +146,9 @@ def test_what_is_not_given_of_kafka_is_as_its_own_settings_have_it() -> None:
 
 def test_a_folder_in_the_home_is_understood() -> None:
     assert load(data_dir="~/data").data_dir == Path.home() / "data"
+
+
+def test_a_stores_folder_that_is_no_text_is_named() -> None:
+    layout = Layout(load(stores={"chroma": {"path": 5}}), "")
+    with pytest.raises(SettingsError, match=r"stores\.chroma\.path"):
+        layout.store_settings("chroma")
