@@ -144,7 +144,9 @@ def ingest(
 
 def relay(
     context: typer.Context,
-    drain: Annotated[bool, typer.Option(help="Publish what waits, then stop.")] = False,
+    drain: Annotated[
+        bool, typer.Option(help="Publish what waits, then stop; beside another relay, once that has ended.")
+    ] = False,
     metrics_port: MetricsPort = None,
 ) -> None:
     """Carry the outbox to the broker until stopped. Any number may run; one leads."""

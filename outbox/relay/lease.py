@@ -18,6 +18,9 @@ import psycopg
 
 from outbox.database import Connection, connect
 from outbox.errors import DatabaseError, Fenced
+from outbox.logs import logger
+
+log = logger("outbox.relay")
 
 STALL_S: Final = 120.0
 """A leader that has not got on for so long hangs: longer than any wait of a broker's client."""
@@ -73,11 +76,15 @@ def take(connection: Connection, name: str, holder: str, ttl_s: float) -> Lease 
 
 
 def wait_for(connection: Connection, name: str, holder: str, ttl_s: float, stop: threading.Event) -> Lease | None:
-    """Stand by until the lease is this holder's; None if told to stop first."""
+    """Stand by until the lease is this holder's, and say so once; None if told to stop first."""
+    told = False
     while not stop.is_set():
         lease = take(connection, name, holder, ttl_s)
         if lease is not None:
             return lease
+        if not told:
+            log.info("standing by: another process leads", lease=name)
+            told = True
         stop.wait(ttl_s / LOOKS_PER_TERM)
     return None
 

@@ -7,6 +7,7 @@ functions of :mod:`projectors.operations` return, and is written down there.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +43,7 @@ def up(
     metrics_port: MetricsPort = None,
 ) -> None:
     """Run everything in the foreground: PostgreSQL, relay and projectors, in one process and one folder."""
+    from outbox.database import check_migrated, connected
     from projectors import control
     from projectors.serving import serving
     from projectors.wiring import Running, open_read_side
@@ -51,7 +53,13 @@ def up(
         raise SettingsError("`outbox up` runs the embedded mode; on servers run `outbox relay` and `outbox project`")
     if control.holder_of(settings.data_dir):
         raise OutboxError(f"`outbox up` runs already on {settings.data_dir}")
-    with until_stopped() as stop, open_read_side(settings) as side, serving(side), Running(side) as running:
+    with ExitStack() as stack:
+        stop = stack.enter_context(until_stopped())
+        side = stack.enter_context(open_read_side(settings))
+        with connected(side.write.dsn) as connection:
+            check_migrated(connection)  # a database of one's own need not be
+        stack.enter_context(serving(side))
+        running = stack.enter_context(Running(side))
         serve_metrics(metrics_port)
         typer.echo(f"PostgreSQL  {side.write.dsn}")
         for name, plan in side.plans().items():

@@ -78,6 +78,14 @@ def test_a_database_without_tables_says_how_to_make_them(
     refused(outbox(*command, settings=settings, cwd=tmp_path), "outbox migrate")
 
 
+@pytest.mark.parametrize("dsn", [NOWHERE, None])
+def test_up_on_a_database_of_ones_own_ends_if_it_cannot_be_used(
+    tmp_path: Path, empty_database: str, dsn: str | None
+) -> None:
+    settings = {"OUTBOX_DATABASE__DSN": dsn or empty_database}
+    refused(outbox("up", settings=settings, cwd=tmp_path), "127.0.0.1:1" if dsn else "outbox migrate")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -14,7 +14,7 @@ from outbox.errors import BrokerUnavailable, Fenced
 from outbox.log.append import append, send
 from outbox.relay import cursor as cursors
 from outbox.relay.cursor import BEGINNING, Cursor, Snapshot
-from outbox.relay.lease import STALL_S, Keeper, take
+from outbox.relay.lease import STALL_S, Keeper, take, wait_for
 from outbox.relay.parking import discard, parked, retry
 from outbox.relay.poll import PollEngine
 from outbox.relay.relay import Relay
@@ -56,6 +56,12 @@ def test_a_lease_is_held_by_one(producer):
     assert take(producer, "r", "a", 60).epoch == 1
     assert take(producer, "r", "b", 60) is None
     assert take(producer, "other", "b", 60).epoch == 1
+
+
+def test_who_stands_by_says_so_once(producer, capsys):
+    take(producer, "r", "a", 0.5)
+    assert wait_for(producer, "r", "b", 0.6, threading.Event())  # looks several times, until the first one's is over
+    assert capsys.readouterr().out.count("standing by") == 1
 
 
 def test_a_lease_that_ran_out_goes_to_the_next_with_a_higher_epoch(producer):
