@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from outbox.cli.context import Json, print_json
+from outbox.cli.context import Json, path, print_json
 
 
 def register(app: typer.Typer) -> None:
@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 def backup(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the backup is; made if missing.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", parser=path, help="Where the backup is; made if missing.")],
     verify: Annotated[
         bool, typer.Option("--verify", help="Only check that the backup is whole; write nothing.")
     ] = False,
@@ -40,7 +40,7 @@ def backup(
 
 def restore(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the backup is.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", parser=path, help="Where the backup is.")],
     json: Json = False,
 ) -> None:
     """Put the backup in DIR into an empty database.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outbox.cli.context import Json, print_json
+from outbox.cli.context import Json, not_empty, print_json
 
 if TYPE_CHECKING:
     from outbox.capture.capture import Capture
@@ -26,16 +26,20 @@ def capture(
         list[str] | None, typer.Argument(metavar="[TABLE]…", help="Tables to take in; without any, those known go on.")
     ] = None,
     source: Annotated[
-        str | None, typer.Option(help="DSN of the database they are in (default: the log's own).")
+        str | None, typer.Option(callback=not_empty, help="DSN of the database they are in (default: the log's own).")
     ] = None,
     name: Annotated[str, typer.Option(help="One capture for each source.")] = "capture",
     drain: Annotated[bool, typer.Option(help="Capture what is committed by now, then stop.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="Show what is captured, and stop.")] = False,
     again: Annotated[
-        str | None, typer.Option(metavar="CATEGORY", help="Look at all rows of a table again, and stop.")
+        str | None,
+        typer.Option(metavar="CATEGORY", callback=not_empty, help="Look at all rows of a table again, and stop."),
     ] = None,
     drop: Annotated[
-        str | None, typer.Option(metavar="CATEGORY", help="Capture a table no longer, and stop; its events stay.")
+        str | None,
+        typer.Option(
+            metavar="CATEGORY", callback=not_empty, help="Capture a table no longer, and stop; its events stay."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -48,7 +52,7 @@ def capture(
     from outbox.wiring import open_write_side
 
     asked = (("again", again), ("drop", drop))
-    once = [(word, category) for word, category in asked if category]
+    once = [(word, category) for word, category in asked if category is not None]
     if len(once) + list_ > 1 or (tables and (once or list_)):
         raise typer.BadParameter("give either tables, --list, --again CATEGORY or --drop CATEGORY")
     with open_write_side(context.obj.settings()) as side:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outbox.cli.context import Json, plain, print_json
+from outbox.cli.context import Json, not_empty, plain, print_json
 from outbox.cli.parked import parked
 from outbox.errors import InvalidEvent
 
@@ -57,7 +57,9 @@ def append(
     type_: Annotated[str, typer.Argument(metavar="TYPE", help="The event type, such as entity.upserted.")],
     data: Annotated[str, typer.Argument(help="The event's data as JSON; - reads standard input.")],
     expected: Annotated[str, typer.Option(help="any, none, exists, or a version number.")] = "any",
-    event_id: Annotated[str | None, typer.Option("--id", help="UUID; the same one again appends nothing.")] = None,
+    event_id: Annotated[
+        str | None, typer.Option("--id", callback=not_empty, help="UUID; the same one again appends nothing.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Append one event.
@@ -88,8 +90,8 @@ def append(
 
 def events(
     context: typer.Context,
-    stream: Annotated[str | None, typer.Option(help="Only this stream.")] = None,
-    category: Annotated[str | None, typer.Option(help="Only this category.")] = None,
+    stream: Annotated[str | None, typer.Option(callback=not_empty, help="Only this stream.")] = None,
+    category: Annotated[str | None, typer.Option(callback=not_empty, help="Only this category.")] = None,
     after: Annotated[int, typer.Option(min=0, help="After this version (with --stream) or position.")] = 0,
     limit: Annotated[int, typer.Option(min=1, max=sys.maxsize, help="At most so many.")] = 20,
     json: Json = False,

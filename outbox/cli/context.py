@@ -8,6 +8,20 @@ from typing import Annotated, Any
 
 import typer
 
+
+def not_empty(value: Any) -> Any:
+    """The value of an option or argument, refused if it is empty: what the caller had in mind for it was in a shell
+    variable that is not set, and leaving it out would mean something else."""
+    if value == "":
+        raise typer.BadParameter("it is empty; is a shell variable not set?")
+    return value
+
+
+def path(text: str) -> Path:
+    """A path that is not empty, which would be that of the current folder."""
+    return Path(not_empty(text))
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 

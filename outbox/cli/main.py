@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from outbox.cli.context import Context
+from outbox.cli.context import Context, path
 from outbox.errors import InvalidEvent, OutboxError, SettingsError
 from outbox.garbage import collect_rarely
 
@@ -39,8 +39,12 @@ app = typer.Typer(
 @app.callback()
 def options(
     context: typer.Context,
-    config: Annotated[Path | None, typer.Option(help="Settings file (default: ./outbox.toml).")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the embedded mode (default: ./.outbox).")] = None,
+    config: Annotated[
+        Path | None, typer.Option(parser=path, metavar="FILE", help="Settings file (default: ./outbox.toml).")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(parser=path, metavar="DIR", help="Folder of the embedded mode (default: ./.outbox).")
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, to standard error.")] = False,
 ) -> None:
     """Options before the command."""

@@ -103,6 +103,8 @@ def shown(path: str | Path) -> str:
 
 def _source(given: str | Path) -> Source:
     name, text = _split(given)
+    if not text:
+        raise SourceError(f"PATH {shown(given)!r} is empty; for the current folder write '.'")
     path = Path(os.path.abspath(text))  # noqa: PTH100  resolve() would take a link's target for the name
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)

@@ -15,6 +15,7 @@ import typer
 
 from outbox.cli.commands import MetricsPort, serve_metrics, until_stopped
 from outbox.cli.context import Json, print_json
+from outbox.cli.context import path as path_of
 from outbox.errors import OutboxError, SettingsError
 from projectors.cli.asking import ask, ask_status
 from projectors.cli.dead_letters import dead_letters
@@ -172,7 +173,10 @@ def rebuild(
 
 def demo(
     context: typer.Context,
-    path: Annotated[list[Path] | None, typer.Argument(help="What to ingest; none: Python's own library.")] = None,
+    path: Annotated[
+        list[Path] | None,
+        typer.Argument(parser=path_of, metavar="[PATH]…", help="What to ingest; none: Python's own library."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """The whole product in one go, embedded: ingest, search, edit, delete, wipe, rebuild, verify."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from outbox.cli.context import Json, print_json
+from outbox.cli.context import Json, not_empty, print_json
 from projectors.cli.asking import ask
 
 dead_letters = typer.Typer(
@@ -27,7 +27,7 @@ def default(context: typer.Context) -> None:
 @dead_letters.command("list")
 def list_(
     context: typer.Context,
-    projector: Annotated[str | None, typer.Argument(help="Only this projector's.")] = None,
+    projector: Annotated[str | None, typer.Argument(callback=not_empty, help="Only this projector's.")] = None,
     json: Json = False,
 ) -> None:
     """The streams that are parked, and why."""
@@ -53,7 +53,9 @@ def show(context: typer.Context, projector: Projector, stream: Stream, json: Jso
 @dead_letters.command()
 def retry(
     context: typer.Context,
-    projector: Annotated[str | None, typer.Argument(help="Only this projector's; none: all.")] = None,
+    projector: Annotated[
+        str | None, typer.Argument(callback=not_empty, help="Only this projector's; none: all.")
+    ] = None,
     stream: Annotated[list[str] | None, typer.Option(help="Only these streams.")] = None,
     json: Json = False,
 ) -> None:

@@ -83,6 +83,36 @@ def test_a_wrong_call_exits_2(arguments: list[str]) -> None:
     assert run(*arguments).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["capture", "--drop", ""],
+        ["capture", "--again", ""],
+        ["capture", "--source", "", "orders"],
+        ["append", "a-1", "entity.deleted", "{}", "--id", ""],
+        ["events", "--stream", ""],
+        ["events", "--category", ""],
+        ["backup", ""],
+        ["restore", ""],
+        ["demo", ""],
+        ["dead-letters", "retry", ""],
+        ["dead-letters", "list", ""],
+        ["--config", "", "schemas"],
+        ["--data-dir", "", "schemas"],
+    ],
+)
+def test_an_empty_value_is_a_wrong_call_and_not_one_left_out(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands in a shell variable that is not set."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OUTBOX_MODE", "servers")  # nothing is started, whatever is taken for right
+    done = run(*arguments)
+    assert done.exit_code == 2, done.exception
+    assert "it is empty" in done.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_direction_that_is_none_is_a_wrong_call() -> None:
     assert isinstance(run("search", "x", "--direction", "up").exception, SettingsError)
 

@@ -79,6 +79,14 @@ def test_a_missing_path_is_one_clear_error(tmp_path):
         sources([tmp_path / "missing"])
 
 
+@pytest.mark.parametrize("path", ["", "name="])
+def test_an_empty_path_is_not_taken_for_the_current_folder(path, tmp_path, monkeypatch):
+    (tmp_path / "mine.txt").write_text("private")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match="is empty"):
+        sources([path])
+
+
 def test_two_folders_of_one_name_are_refused_until_one_is_named(tmp_path):
     a, b = make(tmp_path / "a/src", "x.py"), make(tmp_path / "b/src", "x.py")
     with pytest.raises(SourceError, match="both named 'src'"):
