@@ -16,9 +16,9 @@ from outbox.capture.form import Columns
 from outbox.capture.registered import Standing
 from outbox.codec import Registry
 from outbox.database import Connection
-from outbox.errors import DatabaseError, DuplicateEvent, InvalidEvent
+from outbox.errors import DatabaseError, DuplicateEvent, InvalidEvent, VersionConflict
 from outbox.event import NewEvent
-from outbox.log.bulk import bulk_append
+from outbox.log.bulk import Batch, bulk_append
 
 CHUNK_EVENTS: Final = 5_000
 CHUNK_BYTES: Final = 16 << 20
@@ -192,7 +192,7 @@ class Writer:
 
     def _append(self, events: list[Pending]) -> None:
         try:
-            bulk_append(self.connection, [_batch(event) for event in events], self.registry)
+            self._load([_batch(event) for event in events])
             self.counts.events += len(events)
         except DuplicateEvent:
             known = {i for (i,) in self.connection.execute(_STANDING, [[event.id for event in events]])}
@@ -205,6 +205,16 @@ class Writer:
             self._explain(events, error)
             raise
 
+    def _load(self, batches: list[Batch]) -> None:
+        """Append, whoever else does: each time that somebody was quicker in one of the streams, behind that."""
+        while True:
+            try:
+                bulk_append(self.connection, batches, self.registry)
+            except VersionConflict:
+                self.alive()
+            else:
+                return
+
     def _explain(self, events: list[Pending], error: InvalidEvent) -> None:
         """Raise which row it is that no event can hold."""
         for event in events:
@@ -214,5 +224,5 @@ class Writer:
                 raise InvalidEvent(f"a row cannot be captured, {event.stream[:200]!r}: {error}", error.field) from error
 
 
-def _batch(event: Pending) -> Any:
+def _batch(event: Pending) -> Batch:
     return event.stream, "any", (NewEvent(event.type, event.data, event.id),)
