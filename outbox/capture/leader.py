@@ -39,6 +39,7 @@ OPTIONS: Final = {"proto_version": "1"}
 """Whole transactions, in the order of their commits, with every value as text."""
 
 _NOW: Final = "SELECT pg_current_wal_flush_lsn()::text"
+_MARK: Final = "SELECT pg_logical_emit_message(true, 'outbox', '')"
 
 
 @dataclass(slots=True)
@@ -70,7 +71,7 @@ class Leader:
                 if not tables:
                     return True
                 if drain and self._target is None:
-                    self._target = _now(connection)
+                    self._target = _all_by_now(connection)
                 source.publish(connection, named.publication, [table for _, table in tables])
                 try:
                     if self._round(connection, named, tables):
@@ -287,3 +288,12 @@ class _Opened:
 def _now(connection: Connection) -> int:
     row = connection.execute(_NOW).fetchone()
     return lsn_number(row[0]) if row else 0
+
+
+def _all_by_now(connection: Connection) -> int:
+    """A place behind every commit that anybody can see, on disk, which alone is streamed. With synchronous_commit =
+    off commits are seen before they are there: a transaction of our own that waits for its own takes them along."""
+    with connection.transaction():
+        connection.execute("SET LOCAL synchronous_commit = local")
+        connection.execute(_MARK)
+    return _now(connection)

@@ -53,3 +53,12 @@ def test_an_event_that_somebody_else_appends_first_is_gone_behind(things, monkey
     things.drain()
     assert [other.version for other in others] == [2, 3, 4]
     assert told(things.events()[3:]) == [("things-1", 5, "row.updated")]
+
+
+def test_a_drain_takes_what_was_committed_without_waiting_for_the_disk(things):
+    things.db.execute("SET synchronous_commit = off")
+    with connected(things.dsn) as connection:
+        for n in range(20):
+            things.db.execute("UPDATE things SET price = %s WHERE id = 1", [n])
+            committed = things.db.execute("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn").fetchone()[0]
+            assert leader._all_by_now(connection) >= committed
