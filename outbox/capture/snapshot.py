@@ -18,7 +18,7 @@ from outbox.capture import names, registered
 from outbox.capture.changes import describe, gone
 from outbox.capture.form import Columns, Form, form, same
 from outbox.capture.registered import Captured
-from outbox.capture.table import Table, look, rewritten
+from outbox.capture.table import Table, locked, look, rewritten
 from outbox.capture.values import Types
 from outbox.capture.writer import CHUNK_BYTES, Pending, Writer
 from outbox.database import Connection
@@ -82,7 +82,8 @@ class Snapshot:
             raise DatabaseError(f"table {captured.name} has been dropped: outbox capture --drop {captured.category}")
         if table.key != captured.key:
             raise registered.key_changed(captured.name, captured.key, table.key)
-        self.source.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(table.only))
+        if not locked(self.source, table):
+            raise DatabaseError(f"table {captured.name} was dropped or renamed while its snapshot was taken")
         if rewritten(self.source, captured.relation):
             raise DatabaseError(f"table {captured.name} was rewritten or truncated while its snapshot was taken")
         return table

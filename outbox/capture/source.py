@@ -109,6 +109,8 @@ def publish(connection: Connection, publication: str, tables: Sequence[Table]) -
     alter = sql.SQL("ALTER PUBLICATION {} SET TABLE {}").format(name, listed)
     try:
         connection.execute(create if published is None else alter)
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
+        raise DatabaseError(f"a captured table was dropped or renamed just now: {first_line(error)}") from error
     except psycopg.errors.InsufficientPrivilege as error:
         raise SettingsError(
             f"the role may not publish these tables: it must own them, and may CREATE in the database"

@@ -135,6 +135,17 @@ def look(connection: Connection, relation: int) -> Table | None:
     return Table(relation, schema, name, kind, tuple(key), described, oids, _print(connection, relation, kind, columns))
 
 
+def locked(connection: Connection, table: Table) -> bool:
+    """Lock a table against being altered, renamed or dropped until the transaction ends. False if its name is not its
+    own any more: ``table`` may be as an old snapshot has it, while names in statements are always today's."""
+    try:
+        connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(table.only))
+    except (errors.UndefinedTable, errors.InvalidSchemaName):
+        return False
+    row = connection.execute(_REGCLASS, [table.identifier.as_string(connection)]).fetchone()
+    return row is not None and row[0] == table.relation
+
+
 def rewritten(connection: Connection, relation: int) -> bool:
     """Whether the table, which must be locked, was rewritten or truncated since the transaction's snapshot, which then
     sees it empty (PostgreSQL manual, 13.6 "Caveats")."""

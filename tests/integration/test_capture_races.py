@@ -62,3 +62,34 @@ def test_a_drain_takes_what_was_committed_without_waiting_for_the_disk(things):
             things.db.execute("UPDATE things SET price = %s WHERE id = 1", [n])
             committed = things.db.execute("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn").fetchone()[0]
             assert leader._all_by_now(connection) >= committed
+
+
+def test_a_table_that_takes_anothers_name_while_it_waits_to_be_read_is_not_read_for_it(two):
+    two.db.execute("CREATE TABLE c (id int PRIMARY KEY, name text)")
+    two.db.execute("INSERT INTO c VALUES (1, 'another table''s')")
+    swap = between(two, "ALTER TABLE b RENAME TO d", "ALTER TABLE c RENAME TO b")
+    with pytest.raises(DatabaseError, match=r"public\.b was dropped or renamed while its snapshot was taken"):
+        two.drain(tell=swap)
+    two.drain()
+    assert two.rows("b") == {"b-1": {"id": 1, "name": "mine"}}
+
+
+def test_a_table_that_is_dropped_while_it_waits_to_be_read_is_called_that(two):
+    with pytest.raises(DatabaseError, match=r"public\.b was dropped or renamed while its snapshot was taken"):
+        two.drain(tell=between(two, "DROP TABLE b"))
+    two.drain()
+    assert two.rows("a") == {"a-1": {"id": 1}}
+
+
+def test_a_table_that_is_dropped_before_it_is_published_is_called_that(two, monkeypatch):
+    publish = source.publish
+
+    def late(connection, publication, tables):
+        two.db.execute("DROP TABLE IF EXISTS b")
+        publish(connection, publication, tables)
+
+    monkeypatch.setattr(source, "publish", late)
+    with pytest.raises(DatabaseError, match="a captured table was dropped or renamed just now"):
+        two.drain()
+    two.drain()
+    assert two.rows("a") == {"a-1": {"id": 1}}
