@@ -47,7 +47,7 @@ WITH RECURSIVE s (stream, n) AS (
 SELECT stream FROM s WHERE stream IS NOT NULL
 """
 _STANDING: Final = "SELECT id FROM outbox.event WHERE id = ANY (%s)"
-_SERIES: Final = "SELECT count(*) FROM outbox.event WHERE stream = %s"
+_SERIES: Final = "SELECT coalesce(max(version), 0) FROM outbox.event WHERE stream = %s"
 
 
 class Incomplete(DatabaseError):
@@ -167,7 +167,7 @@ class Writer:
             after = page[-1]
 
     def version(self, stream: str) -> int:
-        """How many events a stream has, with those that wait."""
+        """The version that a stream has, with the events that wait."""
         row = self.connection.execute(_SERIES, [stream]).fetchone()
         return (row[0] if row else 0) + sum(event.stream == stream for event in self._pending)
 

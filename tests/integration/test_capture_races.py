@@ -93,3 +93,17 @@ def test_a_table_that_is_dropped_before_it_is_published_is_called_that(two, monk
         two.drain()
     two.drain()
     assert two.rows("a") == {"a-1": {"id": 1}}
+
+
+def test_a_description_that_was_erased_gives_its_number_to_no_other(things):
+    things.drain()
+    things.db.execute("ALTER TABLE things ADD COLUMN size int DEFAULT 1")
+    things.drain()
+    with psycopg.connect(things.dsn) as connection:
+        connection.execute("SET LOCAL outbox.erasure = 'on'")
+        connection.execute("DELETE FROM outbox.event WHERE stream = 'things' AND version = 1")
+    things.db.execute("ALTER TABLE things ADD COLUMN weight int DEFAULT 1")
+    things.drain()
+    described = [e for e in things.all_events() if e.type == "table.described"]
+    assert [(e.version, len(e.data["columns"])) for e in described] == [(2, 4), (3, 5)]
+    assert {e.data["shape"] for e in things.events() if "weight" in e.data["columns"]} == {3}
