@@ -25,6 +25,8 @@ STREAM_BYTES_MAX: Final = 2_048
 """Bytes of the same in UTF-8: with what stands beside it in an index (a version, a topic, a projector and its
 generation) it must fit a B-tree entry, 2,704 bytes."""
 
+CATEGORY_LENGTH_MAX: Final = 247
+"""Characters of a stream's category: with the shortest prefix and its dot, the name of a topic has 249."""
 
 YEAR_2000: Final = datetime(2000, 1, 1, tzinfo=UTC)
 """What PostgreSQL counts from."""
@@ -92,6 +94,12 @@ def check_stream(stream: str) -> str:
         raise InvalidEvent(f"stream name {stream!r} holds a character that cannot be printed", "stream")
     if len(stream.encode()) > STREAM_BYTES_MAX:
         raise InvalidEvent(f"stream name of {len(stream.encode())} bytes is longer than {STREAM_BYTES_MAX}", "stream")
+    if len(category_of(stream)) > CATEGORY_LENGTH_MAX:  # no broker would ever take its events
+        raise InvalidEvent(
+            f"category of {len(category_of(stream))} characters is longer than {CATEGORY_LENGTH_MAX}: topics are named"
+            " after it",
+            "stream",
+        )
     if any(not (c.isascii() and (c.isalnum() or c in "._")) for c in category_of(stream)):
         raise InvalidEvent(f"category {category_of(stream)!r} may hold only letters, digits, '.' and '_'", "stream")
     return stream

@@ -204,6 +204,7 @@ REFUSED = {
     "nul in stream": ("s-\x00", event(), {}),
     "surrogate in stream": ("s-\ud800", event(), {}),
     "long stream": ("s-" + "x" * 1_024, event(), {}),
+    "long category": ("c" * 248 + "-1", event(), {}),
     "long stream in bytes": ("s-" + "語" * 683, event(), {}),
     "category with space": ("a b-1", event(), {}),
     "id that is no uuid": ("s-1", event(id="x"), {}),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+import string
 import threading
 
 import psycopg
@@ -359,6 +361,21 @@ def test_a_refused_row_parks_its_key_and_the_others_go_on(database, producer, re
     assert [(p.topic, p.key) for p in waiting] == [("outbox.order", "order-2")] * 5
     assert waiting[0].reason == "order-2 is too large"
     assert {p.reason for p in waiting[1:]} == {"waits behind an earlier row of its key"}
+
+
+def test_rows_of_the_longest_names_that_are_taken_can_be_parked(database, producer, recorder):
+    """PostgreSQL's index holds 2,704 bytes of them, and these cannot be compressed."""
+    chosen = random.Random(1)
+    letters, others = (string.ascii_letters + string.digits, [chr(c) for c in range(0x20000, 0x2A6D0)])
+    category, topic = ("".join(chosen.choices(letters, k=k)) for k in (247, 249))
+    stream, key = f"{category}-{''.join(chosen.choices(others, k=450))}", "".join(chosen.choices(others, k=512))
+    assert len(stream.encode()) == len(key.encode()) == 2_048
+    recorder.refuse = {stream, key}
+    append(producer, stream, event())
+    send(producer, topic, key, b"plain")
+    with leading(database, recorder) as leader:
+        drain(leader)
+    assert {(p.topic, p.key) for p in parked(producer)} == {(f"outbox.{category}", stream), (topic, key)}
 
 
 def test_refusals_make_no_row_go_out_more_than_twice(database, producer, recorder):
