@@ -36,6 +36,13 @@ SELECT set_config('synchronous_commit', 'local', false) WHERE current_setting('s
 """
 
 NEEDED: Final = ("event", "outbox", "relay_cursor", "checkpoint", "dead_letter")
+NEWEST: Final = "append_event"
+"""A function of the newest migration, which is there if all are."""
+
+_MIGRATED: Final = """
+SELECT (SELECT count(*) FROM pg_tables WHERE schemaname = 'outbox' AND tablename = ANY (%s)),
+       EXISTS (SELECT FROM pg_proc WHERE proname = %s AND pronamespace = to_regnamespace('outbox'))
+"""
 
 
 def connect(dsn: str, *, autocommit: bool = True, **settings: str) -> Connection:
@@ -83,11 +90,9 @@ def connected(dsn: str, **settings: str) -> Iterator[Connection]:
 
 
 def check_migrated(connection: Connection) -> None:
-    """Raise :class:`~outbox.errors.DatabaseError` if tables are missing."""
-    found = connection.execute(
-        "SELECT count(*) FROM pg_tables WHERE schemaname = 'outbox' AND tablename = ANY(%s)", [list(NEEDED)]
-    ).fetchone()
-    if found is None or found[0] < len(NEEDED):
+    """Raise :class:`~outbox.errors.DatabaseError` if tables are missing, or are those of an earlier release."""
+    tables, newest = connection.execute(_MIGRATED, [list(NEEDED), NEWEST]).fetchone() or (0, False)
+    if tables < len(NEEDED) or not newest:
         raise DatabaseError("the database has no outbox tables (or old ones): run `outbox migrate` first")
 
 

@@ -135,7 +135,7 @@ def _explain(error: Exception) -> None:
     """Raise :class:`~outbox.errors.DatabaseError` if the error says that our tables are missing."""
     if _sqlstate(error) in _NOT_MIGRATED:
         raise DatabaseError(
-            f"this database has no outbox tables: run `outbox migrate` first ({first_line(error)})"
+            f"this database has no outbox tables (or old ones): run `outbox migrate` first ({first_line(error)})"
         ) from error
 
 
