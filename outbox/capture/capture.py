@@ -130,8 +130,10 @@ class Capture:
     def _lead(self, connection: Connection, lease: Lease, stop: threading.Event, *, drain: bool) -> bool:
         standing = registered.begin(connection, self._settings.name, lease.epoch)
         if standing is None:
-            lease.release(connection)
-            return self._without_tables(connection, lease)
+            try:
+                return self._without_tables(connection, lease)
+            finally:
+                lease.release(connection)
         log.info("leading", capture=standing.name, epoch=standing.epoch)
         with leading(self._dsn) as writing, Keeper(self._dsn, lease) as keeper:
             leader = Leader(
@@ -150,7 +152,17 @@ class Capture:
         if not self._was_there:
             raise SettingsError(f"capture {self._settings.name!r} has no tables: outbox capture TABLE...")
         log.info("no table is captured any more", capture=self._settings.name)
+        self._clear(connection)
         return True
+
+    def _clear(self, connection: Connection) -> None:
+        """Whoever let the last table go has cleared the source, but a leader that had not seen it yet may have
+        published the table once more behind that."""
+        try:
+            with connected(self._source_dsn) as reading:
+                source.clear(reading, source.names(connection, self._settings.name))
+        except (DatabaseError, psycopg.Error) as error:
+            log.warning("the source may still have the capture's publication", reason=first_line(error))
 
     def _check_source(self, connection: Connection, reading: Connection) -> None:
         known = registered.source_of(connection, self._settings.name)

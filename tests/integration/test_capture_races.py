@@ -107,3 +107,28 @@ def test_a_description_that_was_erased_gives_its_number_to_no_other(things):
     described = [e for e in things.all_events() if e.type == "table.described"]
     assert [(e.version, len(e.data["columns"])) for e in described] == [(2, 4), (3, 5)]
     assert {e.data["shape"] for e in things.events() if "weight" in e.data["columns"]} == {3}
+
+
+def left_in_source(one):
+    """Slots and publications."""
+    return one.db.execute(
+        "SELECT slot_name FROM pg_replication_slots WHERE database = current_database()"
+        " UNION ALL SELECT pubname FROM pg_publication WHERE pubname LIKE 'outbox_capture%'"
+    ).fetchall()
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_table_that_is_let_go_as_a_leader_publishes_it_leaves_nothing_in_the_source(things, monkeypatch, begun):
+    publish, gone = source.publish, []
+
+    def late(connection, publication, tables):
+        if not gone:
+            gone.append(things.capture().drop("things"))
+        publish(connection, publication, tables)
+
+    if begun:
+        things.drain()
+    monkeypatch.setattr(source, "publish", late)
+    things.drain()
+    assert gone
+    assert left_in_source(things) == []
