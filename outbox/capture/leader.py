@@ -69,6 +69,7 @@ class Leader:
                 self._check(connection)
                 tables = self._tables(connection)
                 if not tables:
+                    source.clear(connection, named)  # nobody would read the slot, which keeps the write-ahead log
                     return True
                 if drain and self._target is None:
                     self._target = _all_by_now(connection)

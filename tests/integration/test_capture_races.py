@@ -132,3 +132,16 @@ def test_a_table_that_is_let_go_as_a_leader_publishes_it_leaves_nothing_in_the_s
     things.drain()
     assert gone
     assert left_in_source(things) == []
+
+
+def test_when_the_last_table_is_dropped_no_slot_keeps_the_write_ahead_log(things):
+    things.drain()
+    things.db.execute("DROP TABLE things")
+    things.drain()
+    assert left_in_source(things) == []
+    things.db.execute("CREATE TABLE others (id int PRIMARY KEY)")
+    things.db.execute("INSERT INTO others VALUES (1)")
+    things.add("others")
+    things.drain()
+    assert things.equal("others")
+    assert len(things.rows("things")) == 3
