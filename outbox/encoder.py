@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from outbox.compound import array, deeper, map_of, record, too_large, union
 from outbox.defaults import Named, readings
-from outbox.generated import Generator, Quick
+from outbox.generated import Generator, Quick, give_up
 from outbox.refusal import Refusal
 from outbox.scalars import (
     PRIMITIVES,
@@ -78,7 +78,10 @@ class Encoder:
     def _generate(self) -> Quick:
         """Done at the first event, not at the start: most processes write a few of the types, if any."""
         strict = partial(self._compile, depth=0)
-        self._quick = Generator(self._types, strict, self._plans).function(self._schema)
+        try:
+            self._quick = Generator(self._types, strict, self._plans).function(self._schema)
+        except SyntaxError:  # arrays and maps may nest deeper than Python's own blocks
+            self._quick = give_up
         return self._quick
 
     def _compile(self, schema: Any, depth: int) -> Write:

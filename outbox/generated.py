@@ -49,6 +49,11 @@ class GivenUpError(Exception):
     """What was given is not the usual."""
 
 
+def give_up(*_: object) -> None:
+    """What takes no value: all are left to the strict encoder."""
+    raise GivenUpError
+
+
 class Generator:
     """Writes the functions for the records of one parsed schema (fastavro's form) that does not contain itself.
 

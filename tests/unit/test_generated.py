@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from outbox import generated
 from outbox.encoder import Encoder
 from outbox.refusal import Refusal
-from tests.unit.test_codec_properties import TYPES, anything, events, paths, replaced
+from tests.unit.test_codec_properties import PLAIN, TYPES, anything, events, paths, replaced
 
 MAX = 1 << 20
 INNER = {"type": "record", "name": "Inner", "fields": [{"name": "n", "type": "long", "default": 3}]}
@@ -210,3 +210,132 @@ def test_a_schema_that_contains_itself_is_left_to_the_strict_encoder():
         tree = {"in": [tree]}
     with pytest.raises(Refusal, match="deeper"):
         made.encode({"tree": tree}, b"", MAX)
+
+
+@pytest.mark.parametrize("kind", ["array", "map"])
+@pytest.mark.parametrize("levels", [20, 21, 60])
+def test_what_nests_deeper_than_python_does_is_left_to_the_strict_encoder(kind, levels):
+    schema, value = "long", 7
+    for _ in range(levels):
+        schema = {"type": kind, {"array": "items", "map": "values"}[kind]: schema}
+        value = [value] if kind == "array" else {"k": value}
+    made = encoder(deep={"type": schema})
+    event = {"deep": value}
+    assert made.encode(event, b"head", MAX) == made.encode_strictly(event, b"head", MAX)
+
+
+LEAVES = ["null", "boolean", "int", "long", "float", "double", "bytes", "string"]
+LOGICAL = [
+    {"type": "int", "logicalType": "date"},
+    {"type": "string", "logicalType": "uuid"},
+    {"type": "long", "logicalType": "timestamp-micros"},
+    {"type": "bytes", "logicalType": "decimal", "precision": 4, "scale": 2},
+    {"type": "string", "logicalType": "of our own"},
+]
+
+
+@st.composite
+def schemas(draw):
+    """A record of random types, some of which are named again."""
+    names, numbers = [], iter(range(10_000))
+
+    def named(schema):
+        names.append(schema["name"])
+        return schema
+
+    def one(depth, inside_union=False):
+        kinds = ["leaf", "leaf", "logical", "enum", "fixed"]
+        kinds += ["named"] * bool(names) + ["array", "map", "record"] * (depth > 0)
+        kinds += ["union"] * (depth > 0 and not inside_union)
+        match draw(st.sampled_from(kinds)):
+            case "leaf":
+                return draw(st.sampled_from(LEAVES))
+            case "logical":
+                return dict(draw(st.sampled_from(LOGICAL)))
+            case "enum":
+                return named({"type": "enum", "name": f"E{next(numbers)}", "symbols": ["hearts", "spades"]})
+            case "fixed":
+                return named({"type": "fixed", "name": f"F{next(numbers)}", "size": 4})
+            case "named":
+                return draw(st.sampled_from(names))
+            case "array":
+                return {"type": "array", "items": one(depth - 1)}
+            case "map":
+                return {"type": "map", "values": one(depth - 1)}
+            case "union":
+                branches = [one(depth - 1, inside_union=True) for _ in range(draw(st.integers(1, 4)))]
+                return list({_branch(branch): branch for branch in branches}.values())
+        return record(depth - 1)
+
+    def record(depth):
+        name = f"R{next(numbers)}"
+        fields = [
+            {"name": f, "type": one(depth)}
+            for f in draw(st.lists(st.sampled_from(["n", "a", "class"]), max_size=3, unique=True))
+        ]
+        for field in fields:
+            if field["type"] in ("long", "double") and draw(st.booleans()):
+                field["default"] = 3
+        return named({"type": "record", "name": name, "fields": fields})
+
+    return record(3)
+
+
+def _branch(schema):
+    """By which a union tells its branches apart."""
+    return schema if isinstance(schema, str) else schema.get("name", schema["type"])
+
+
+given_values = st.recursive(
+    st.sampled_from([v for v in GIVEN if not isinstance(v, list | dict | tuple)]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["n", "a", "class", "", Text("n")]), inner, max_size=3)
+    ),
+    max_leaves=10,
+)
+
+
+RIGHT = PLAIN | {
+    "int": st.integers(-(2**31), 2**31 - 1),
+    "float": st.floats(width=32, allow_nan=False, allow_infinity=False),
+    "enum": st.sampled_from(["hearts", "spades"]),
+    "fixed": st.just(b"four"),
+    "date": st.dates(),
+    "uuid": st.uuids(),
+    "timestamp-micros": st.datetimes(timezones=st.just(datetime.UTC)),
+    "decimal": st.decimals(-99, 99, places=2),
+}
+
+
+def fitting(schema, named):
+    """A strategy of values that are of the type, but for a few in them."""
+    if isinstance(schema, list):
+        return st.one_of([fitting(branch, named) for branch in schema])
+    if isinstance(schema, str) and schema in named:
+        return fitting(named[schema], named)
+    kind = schema if isinstance(schema, str) else schema["type"]
+    match kind:
+        case "array":
+            return st.lists(fitting(schema["items"], named), max_size=3)
+        case "map":
+            return st.dictionaries(st.sampled_from(["", "k", "n"]), fitting(schema["values"], named), max_size=3)
+        case "record":
+            return st.fixed_dictionaries({f["name"]: fitting(f["type"], named) for f in schema["fields"]})
+    logical = None if isinstance(schema, str) else schema.get("logicalType")
+    right = RIGHT.get(logical, RIGHT[kind])
+    return st.integers(0, 19).flatmap(lambda n: right if n else given_values)
+
+
+@given(schemas(), st.data())
+@settings(max_examples=400, deadline=None)
+def test_values_of_random_schemas_have_the_strict_encoders_outcome(schema, data):
+    try:
+        parsed = parse_schema(schema)
+        made = Encoder(parsed)
+    except ValueError:  # items of an array that take no bytes
+        return
+    value = data.draw(fitting(parsed, parsed["__named_schemas"]))
+    strict = outcome(made.encode_strictly, value)
+    assert outcome(made.encode, value) == strict
+    assert quickly(made, value) in (None, strict)
