@@ -37,6 +37,7 @@ from outbox.database import first_line
 from outbox.errors import DatabaseError
 from outbox.event import NewEvent
 from outbox.log.array_format import PackedArray, bytea_array, text_array, uuid_array
+from outbox.log.as_sent import encoding_of
 from outbox.log.statement import (
     APPEND,
     APPEND_ONE,
@@ -174,7 +175,7 @@ def _for_psycopg(cursor: Any, statement: Statement) -> tuple[bytes, Mapping[str,
         return _percent_bytes(APPEND_ONE, _BINARY_OF_ONE), texts
     if statement.sql is APPEND:
         cursor.adapters.register_dumper(PackedArray, _PackedDumper)
-        values = _packed(values, cursor.connection.info.encoding)
+        values = _packed(values, encoding_of(cursor.connection))
     return _percent_bytes(statement.sql, _BINARY), values
 
 

@@ -20,6 +20,7 @@ from psycopg.rows import tuple_row
 from outbox.codec import Registry, default_registry
 from outbox.errors import DatabaseError, DuplicateEvent, VersionConflict
 from outbox.event import NewEvent
+from outbox.log.as_sent import encoding_of, text_of
 from outbox.log.copy_format import EVENT_COLUMNS, HEADER, TRAILER, event_row, field, position_rows, timestamp
 from outbox.log.statement import Expected, Token, check_frame, encode_all, encode_meta, spoken
 
@@ -150,7 +151,7 @@ def _write(cursor: psycopg.Cursor[Any], chunk: _Chunk, registry: Registry) -> To
     bases = _bases(chunk)
     cursor.execute(_RESERVE, [chunk.events])
     ((positions, at, xid),) = cursor.fetchall()
-    form = _Form(timestamp(at), cursor.connection.info.encoding)
+    form = _Form(timestamp(at), encoding_of(cursor.connection))
     _copy(cursor, _COPY_EVENT, _rows(chunk, bases, positions, form, registry))
     _copy(cursor, _COPY_OUTBOX, [position_rows(positions)])
     cursor.execute("SELECT outbox.wake()")
@@ -166,7 +167,7 @@ def _copy(cursor: psycopg.Cursor[Any], statement: LiteralString, rows: Iterable[
 
 
 def _versions(cursor: psycopg.Cursor[Any], streams: Iterable[str]) -> dict[str, int]:
-    return dict(cursor.execute(_VERSIONS, [list(streams)]).fetchall())
+    return {text_of(stream): version for stream, version in cursor.execute(_VERSIONS, [list(streams)])}
 
 
 def _bases(chunk: _Chunk) -> list[int]:

@@ -19,7 +19,7 @@ from psycopg.rows import tuple_row
 from outbox.codec import Registry
 from outbox.database import Connection
 from outbox.event import Event, Resets, time_of
-from outbox.log.as_sent import json_of, read_as_sent
+from outbox.log.as_sent import json_of, read_as_sent, text_of
 from outbox.log.statement import VERSION_MAX
 
 PAGE: Final = 1_000
@@ -84,7 +84,7 @@ def read_stream(
 
 def categories(connection: Connection) -> list[str]:
     """The categories that the log has events of, in order."""
-    return [category for (category,) in connection.cursor(row_factory=tuple_row).execute(_CATEGORIES)]
+    return [text_of(category) for (category,) in connection.cursor(row_factory=tuple_row).execute(_CATEGORIES)]
 
 
 def read_category(

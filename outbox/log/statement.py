@@ -18,6 +18,7 @@ import orjson
 from outbox.codec import SIZE_MAX, Registry
 from outbox.errors import DuplicateEvent, InvalidEvent, VersionConflict
 from outbox.event import STREAM_BYTES_MAX, STREAM_LENGTH_MAX, NewEvent, check_stream
+from outbox.log.as_sent import text_of
 
 Expected = int | Literal["any", "exists", "none"]
 """The version a stream must have: a number (0: it must not exist yet), or a word."""
@@ -158,8 +159,9 @@ def _check_bytes(total: int) -> None:
 def read_append(statement: Statement, row: Sequence[Any]) -> Appended:
     """Turn the statement's row into :class:`Appended`, or raise the conflict it tells of."""
     if statement.sql is APPEND_ONE:
-        return _read_one(statement, row[0])
+        return _read_one(statement, text_of(row[0]))
     status, version, positions, xid = row
+    status = text_of(status)
     _check_status(statement, status, version)
     ids = tuple(statement.values["ids"])
     return Appended(statement.values["stream"], version, tuple(positions), ids, Token(int(xid)), status == "repeated")

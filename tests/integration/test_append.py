@@ -10,6 +10,7 @@ import pytest
 from outbox.errors import DatabaseError, DuplicateEvent, InvalidEvent, VersionConflict
 from outbox.event import NewEvent
 from outbox.log.append import append
+from outbox.log.bulk import bulk_append
 from tests.integration.appending import KINDS, event, psycopg_plain
 
 
@@ -222,6 +223,28 @@ def test_what_cannot_stand_in_the_log_is_refused_before_any_sql(case):
     with pytest.raises(InvalidEvent) as caught:
         append(None, stream, events, **more)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_the_clients_encoding_does_not_matter(database, encoding):
+    """SQL_ASCII is what a client speaks by default with a database made in the locale C."""
+    one, two = [event(meta={"é": "é"}) for _ in range(2)], event(meta={"é": "é"})
+    with psycopg.connect(database, client_encoding=encoding) as connection:
+        for again in (False, True):
+            repeated = [append(connection, "a-é", one, expected=0).repeated]
+            repeated += [append(connection, "a-é", two, expected=2).repeated]
+            assert repeated == [again, again]
+        for batch in (event(), [event(), event()]):
+            with pytest.raises(VersionConflict, match="is at version 3"):
+                append(connection, "a-é", batch, expected="none")
+        assert bulk_append(connection, [("a-é", 3, [event(meta={"é": "é"})])]).events == 1
+        with pytest.raises(VersionConflict, match="is at version 4"):
+            bulk_append(connection, [("a-é", 3, [event()])])
+        with pytest.raises(DuplicateEvent):
+            bulk_append(connection, [("a-b", 0, [two])])
+    with psycopg.connect(database) as connection:
+        written = connection.execute("SELECT stream, version, meta FROM outbox.event ORDER BY 2").fetchall()
+    assert written == [("a-é", version, {"é": "é"}) for version in (1, 2, 3, 4)]
 
 
 def test_ten_thousand_events_go_in_one_append_and_not_one_more(module_database, stream):

@@ -126,6 +126,16 @@ def test_the_readers_row_factory_does_not_matter(log, module_database):
         assert version_of(connection, "a-1") == version_of(log, "a-1")
 
 
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1", "UTF8"])
+def test_the_readers_encoding_does_not_matter(database, encoding):
+    with psycopg.connect(database) as connection:
+        append(connection, "a-é", event(meta={"é": "é"}))
+    with psycopg.connect(database, client_encoding=encoding) as connection:
+        found = [*read_stream(connection, "a-é", REGISTRY), *read_category(connection, "a", REGISTRY)]
+        assert [(e.stream, e.type, e.meta) for e in found] == [("a-é", "entity.upserted", {"é": "é"})] * 2
+        assert categories(connection) == ["a"]
+
+
 def test_an_event_comes_back_as_it_was_given(log):
     given = event("ä", meta={"correlation_id": "x", "n": 1.5})
     answer = append(log, "given-1", given)
