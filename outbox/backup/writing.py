@@ -30,7 +30,7 @@ from outbox.backup.manifest import write_manifest as put_manifest
 from outbox.codec import Registry
 from outbox.database import Connection
 from outbox.errors import BackupError
-from outbox.log.identity import Identity, check_identity
+from outbox.log.identity import Identity, check_identity, unknown_event
 from outbox.relay.cursor import BEGINNING
 from outbox.schema import HEADER_BYTES, MARKER
 
@@ -128,7 +128,8 @@ def _check_not_back(connection: Connection, folder: Path, former: Manifest) -> N
         return
     position, id_ = former.newest
     row = connection.execute(_EVENT, [position]).fetchone()
-    if row is None or row[0] != id_:
+    erased = row is None and unknown_event(connection, [id_]) is None
+    if not erased and (row is None or row[0] != id_):
         raise BackupError(
             f"{folder} holds event {id_} at position {position} and the log does not: PostgreSQL was restored to an"
             " earlier moment; run `outbox reconcile`, then back up into a new folder"

@@ -39,7 +39,8 @@ UPDATE outbox.log_identity SET halted = coalesce(halted, %s),
 _FENCE: Final = "UPDATE outbox.lease SET epoch = epoch + 1, expires_at = '-infinity'"
 _ACCEPT: Final = "UPDATE outbox.log_identity SET timeline = %s WHERE halted IS NULL"
 _UNKNOWN: Final = """
-SELECT w.id FROM unnest(%s::uuid[]) AS w (id) WHERE NOT EXISTS (SELECT FROM outbox.event e WHERE e.id = w.id) LIMIT 1
+SELECT w.id FROM unnest(%s::uuid[]) AS w (id) WHERE NOT EXISTS (SELECT FROM outbox.event e WHERE e.id = w.id)
+    AND NOT EXISTS (SELECT FROM outbox.erased x WHERE x.id = w.id) LIMIT 1
 """
 _AHEAD: Final = """
 SELECT name FROM outbox.relay_cursor
@@ -123,7 +124,7 @@ def accept_timeline(connection: Connection, timeline: int) -> None:
 
 
 def unknown_event(connection: Connection, ids: Sequence[uuid.UUID]) -> uuid.UUID | None:
-    """The first of these events that the log does not have; None if it has all."""
+    """The first of these events that the log has lost; None if it has, or had until they were erased by law, all."""
     row = connection.execute(_UNKNOWN, [list(ids)]).fetchone() if ids else None
     return row[0] if row else None
 

@@ -300,6 +300,15 @@ def test_a_log_that_has_lost_what_is_backed_up_is_not_added(log: Connection, tmp
         backup(log, tmp_path, REGISTRY)
 
 
+def test_the_newest_event_that_is_backed_up_may_be_erased_by_law(log: Connection, tmp_path: Path) -> None:
+    fill(log, 5)
+    backup(log, tmp_path, REGISTRY)
+    with log.transaction():
+        log.execute("SET LOCAL outbox.erasure = 'on'")
+        log.execute("DELETE FROM outbox.event WHERE position = (SELECT max(position) FROM outbox.event)")
+    assert backup(log, tmp_path, REGISTRY).events == 0
+
+
 def test_a_log_that_lost_transactions_but_no_event_gives_their_ids_to_events_that_are_backed_up(
     log: Connection, empty_database: str, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from threading import Event as Flag
 from threading import Thread
 
@@ -11,7 +12,7 @@ import pytest
 
 from outbox.broker.local import LocalBroker
 from outbox.errors import BrokerUnavailable, LogWentBack, MessagesLost
-from outbox.log.identity import halt
+from outbox.log.identity import check_identity, halt
 from projectors import horizon, ledger
 from projectors.session import Session
 from tests.integration.reading import Stage, assert_equal_to_model, put, settings_of, staged, until
@@ -119,3 +120,22 @@ def test_a_halt_ends_a_relay_that_leads_and_has_noticed_nothing(stage: Stage) ->
         stop.set()
         relay.join()
     assert "somebody knows better" in str(ended[0])
+
+
+def test_the_newest_event_of_a_store_may_be_erased_by_law(
+    database: str, address: Callable[[str], str], tmp_path: Path
+) -> None:
+    settings = settings_of("local", database, address, data_dir=tmp_path)
+    with staged(settings) as stage, stage.running():
+        stage.append("thing-1", put(a=1))
+        stage.append("thing-2", put(a=1))
+        stage.wait_all()
+    assert list((tmp_path / "witness").glob("*.json"))
+    with staged(settings) as stage:
+        with stage.connection.transaction():
+            stage.connection.execute("SET LOCAL outbox.erasure = 'on'")
+            stage.connection.execute("DELETE FROM outbox.event WHERE stream = 'thing-2'")
+        with stage.running():
+            stage.append("thing-1", put(a=2))
+            stage.wait_all()
+        assert check_identity(stage.connection).halted is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import psycopg
 import pytest
 
@@ -10,6 +12,7 @@ from outbox.log.append import append, send
 from outbox.log.identity import check_identity
 from outbox.relay.cursor import Cursor, Snapshot
 from outbox.relay.exactly_once import recover
+from outbox.relay.horizon import Horizon
 from outbox.relay.lease import take
 from outbox.relay.note import Note
 from outbox.relay.parking import parked
@@ -103,6 +106,35 @@ def test_a_row_to_park_by_the_brokers_note_may_be_erased_meanwhile(database, pro
     again = broker.transactions(settings.transactions)
     recover(producer, again, lease, settings, lambda: None)
     assert parked(producer) == []
+    assert producer.execute("SELECT step FROM outbox.relay_cursor").fetchone() == (1,)
+    again.close()
+    broker.close()
+
+
+def test_an_event_erased_before_the_map_had_it_is_none_that_the_log_lost(database, producer, recorder):
+    append(producer, "order-1", event())
+    with leading(database, recorder) as leader:
+        drain(leader)
+    producer.execute("DELETE FROM outbox.published")  # the relay was killed between the broker and the map
+    erase(producer, "order-1")
+    Horizon(producer, recorder, "outbox").check_log()
+    Horizon(producer, recorder, "outbox").check_topics({"outbox.order"})
+    assert check_identity(producer).halted is None
+
+
+def test_an_event_that_is_in_the_brokers_note_may_be_erased_meanwhile(database, producer):
+    broker, settings = LocalBroker(database), RelaySettings(delivery="exactly_once")
+    append(producer, "order-1", event())
+    (id_,) = producer.execute("SELECT id::text FROM outbox.event").fetchone()
+    lease = take(producer, settings.name, "test", 60.0)
+    transactions = broker.transactions(settings.transactions)
+    recover(producer, transactions, lease, settings, lambda: None)
+    note = replace(Note.decode(note_of(producer, parked=[])), events=[id_]).encode()
+    transactions.publish([], lambda places: note)
+    transactions.close()
+    erase(producer, "order-1")
+    again = broker.transactions(settings.transactions)
+    recover(producer, again, lease, settings, lambda: None)
     assert producer.execute("SELECT step FROM outbox.relay_cursor").fetchone() == (1,)
     again.close()
     broker.close()
