@@ -14,7 +14,9 @@ from typing import Final
 
 from outbox.broker.local import LocalBroker
 from outbox.broker.protocol import Broker, Consumer, Delivery, TopicPartition
+from outbox.broker.topics import TopicRefused
 from outbox.database import Connection
+from outbox.errors import BrokerUnavailable
 from outbox.log.identity import LOST, accept_timeline, check_identity, event_ids, halt, unknown_event
 
 TAIL_MESSAGES_MAX: Final = 1_000
@@ -23,10 +25,10 @@ TAIL_MESSAGES_MAX: Final = 1_000
 QUIET_S: Final = 1.5
 """What has not come by then since the last message is no message: transactions leave marks in the offsets."""
 
-JOIN_S: Final = 10.0
-"""A group's first message may take a rebalance."""
+JOIN_S: Final = 15.0
+"""A group's first message may take a rebalance, and a relay that was killed while it asked keeps its partitions for a
+session."""
 
-READ_S: Final = 30.0
 POLL_S: Final = 0.2
 
 
@@ -48,7 +50,8 @@ class Horizon:
         """Return if this log may be published as far as database and broker can tell.
 
         A server that was promoted is accepted if the broker has nothing that the log lacks. Raises
-        :class:`~outbox.errors.LogWentBack` after writing it down for all.
+        :class:`~outbox.errors.LogWentBack` after writing it down for all, or
+        :class:`~outbox.errors.BrokerUnavailable` if what the broker holds could not be read.
         """
         identity = check_identity(self._connection)
         if self._inside:
@@ -68,18 +71,27 @@ class Horizon:
         if self._known is None:
             self._known = {tp.topic for tp in self._published()}
         if new := topics - self._known:
-            self._check(new)
-            self._known |= new
+            self._known |= self._check(new)
 
-    def _check(self, topics: set[str]) -> None:
-        tail = self._unexplained(topics)
+    def _check(self, topics: set[str]) -> set[str]:
+        """Those that could be looked at. Of others the broker refuses to tell, and will refuse what is sent there."""
+        ends, told = self._ends(topics)
+        tail = self._unexplained(ends)
         if tail:
             _check_tail(self._connection, self._broker, self._prefix, tail)
+        return told
 
-    def _unexplained(self, topics: set[str]) -> dict[TopicPartition, tuple[int, int]]:
+    def _ends(self, topics: set[str]) -> tuple[Mapping[TopicPartition, int], set[str]]:
+        while True:
+            try:
+                return self._broker.ends(sorted(topics)), topics
+            except TopicRefused as refused:
+                topics = topics - {refused.topic}
+
+    def _unexplained(self, ends: Mapping[TopicPartition, int]) -> dict[TopicPartition, tuple[int, int]]:
         """First and end offset of what lies beyond the map, by partition; of a long tail, its end."""
         published, found = self._published(), {}
-        for tp, end in self._broker.ends(sorted(topics)).items():
+        for tp, end in ends.items():
             if end > published.get(tp, 0):
                 found[tp] = max(published.get(tp, 0), end - TAIL_MESSAGES_MAX), end
         return found
@@ -111,15 +123,28 @@ def _check_tail(
 
 
 def _read(consumer: Consumer, left: dict[TopicPartition, int]) -> Iterator[Sequence[Delivery]]:
-    """Batches, until every partition is read up to its end, or nothing more comes."""
-    deadline, quiet_at = time.monotonic() + READ_S, time.monotonic() + JOIN_S
-    while left and time.monotonic() < min(deadline, quiet_at):
+    """Batches, until every partition is read up to its end, or nothing more comes of those that are not.
+
+    Raises :class:`~outbox.errors.BrokerUnavailable` if another member of the group, which may be a relay that was
+    killed, has some of them: of what it was not given it can say nothing.
+    """
+    quiet_at = time.monotonic() + JOIN_S
+    while left and time.monotonic() < quiet_at:
         deliveries = consumer.poll(TAIL_MESSAGES_MAX, POLL_S)
         yield deliveries
+        wanted = False
         for delivery in deliveries:
             tp = TopicPartition(delivery.topic, delivery.partition)
+            wanted = wanted or tp in left
             if delivery.offset + 1 >= left.get(tp, 0):
                 left.pop(tp, None)
         soon = time.monotonic() + QUIET_S
-        if deliveries or (consumer.assignment() and quiet_at > soon):
-            quiet_at = soon
+        if left.keys() <= consumer.assignment():
+            quiet_at = soon if wanted else min(quiet_at, soon)
+        elif wanted:
+            quiet_at = max(quiet_at, soon)
+    if not left.keys() <= consumer.assignment():
+        raise BrokerUnavailable(
+            f"what the broker holds of {', '.join(sorted({tp.topic for tp in left}))} beyond the map of what is"
+            f" published could not be read within {JOIN_S:g} s"
+        )
