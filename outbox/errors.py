@@ -135,6 +135,10 @@ class NotParked(OutboxError):
     """What somebody wants to try again or discard is not parked, or not for a reason that this would mend."""
 
 
+class RelayInUse(OutboxError):
+    """A relay cannot be forgotten: it leads, has rows that wait, or is not known."""
+
+
 class Fenced(OutboxError):
     """A newer epoch has taken over. Whoever sees this must not write again."""
 

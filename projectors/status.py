@@ -20,6 +20,12 @@ _WAITING: Final = """
 SELECT count(*) FROM outbox.outbox o
 WHERE NOT EXISTS (SELECT FROM outbox.relay_cursor c WHERE c.name = %s AND pg_visible_in_snapshot(o.xid, c.a))
 """
+# Until they are back, or forgotten, the outbox grows.
+_AWAY: Final = """
+SELECT name FROM outbox.relay_cursor c WHERE name <> %s
+    AND NOT EXISTS (SELECT FROM outbox.lease l WHERE l.name = c.name AND l.expires_at > clock_timestamp())
+ORDER BY name
+"""
 _HEALTH: Final = "SELECT projector, health, extract(epoch FROM clock_timestamp() - at) FROM outbox.projector"
 
 
@@ -27,7 +33,8 @@ def status(layout: Layout) -> dict[str, Any]:
     """Lag, health, parked streams and dead letters as PostgreSQL knows them, and whether each store answers now.
 
     ``{"log": {"last_position"}, "relay": {"leader": NAME or null, "epoch", "waiting": rows not yet published,
-    "parked": [{"topic", "key"}]}, "projectors": [{"projector", "store", "generation": NAME or null, "lag": messages
+    "parked": [{"topic", "key"}], "away": [names of other relays for which the outbox is kept and that do not run]},
+    "projectors": [{"projector", "store", "generation": NAME or null, "lag": messages
     or null before the first generation, "health": what the projector said last, "seen_s_ago": when, or null,
     "answers": whether its store answers now or null if that cannot be asked, "said": what the store said,
     "dead_letters"}]}``
@@ -60,6 +67,7 @@ def _relay(connection: Connection, name: str) -> dict[str, Any]:
         "epoch": epoch,
         "waiting": _one(connection, _WAITING, name)[0],
         "parked": [{"topic": topic, "key": key} for topic, key in parked],
+        "away": [other for (other,) in connection.execute(_AWAY, [name])],
     }
 
 

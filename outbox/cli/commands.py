@@ -23,6 +23,7 @@ from outbox.errors import InvalidEvent
 if TYPE_CHECKING:
     from outbox.event import Event
     from outbox.ingest.report import Report
+    from outbox.settings import Settings
 
 MetricsPort = Annotated[int | None, typer.Option(min=1, max=65_535, help="Serve Prometheus metrics here.")]
 
@@ -149,18 +150,37 @@ def relay(
     drain: Annotated[
         bool, typer.Option(help="Publish what waits, then stop; beside another relay, once that has ended.")
     ] = False,
+    forget: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Give up a relay of another name for good; run none.")
+    ] = None,
     metrics_port: MetricsPort = None,
 ) -> None:
     """Carry the outbox to the broker until stopped. Any number may run; one leads."""
     from outbox.database import check_migrated, connect
     from outbox.wiring import open_write_side
 
+    if forget is not None:
+        _forget(context.obj.settings(), forget)
+        return
     with until_stopped() as stop, open_write_side(context.obj.settings()) as side:
         side.broker().close()  # settings that cannot work end here, not in the log
         with connect(side.dsn) as connection:
             check_migrated(connection)
         serve_metrics(metrics_port)
         side.relay().run(stop, drain=drain)
+
+
+def _forget(settings: Settings, name: str) -> None:
+    from outbox.database import check_migrated, connected
+    from outbox.relay.forget import forget
+    from outbox.wiring import open_write_side
+
+    if name == settings.relay.name:
+        raise typer.BadParameter(f"{name!r} is the relay of these settings (relay.name)")
+    with open_write_side(settings) as side, connected(side.dsn) as connection:
+        check_migrated(connection)
+        forget(connection, name)
+    typer.echo(f"relay {name} is forgotten")
 
 
 def schemas(context: typer.Context, json: Json = False) -> None:

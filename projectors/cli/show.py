@@ -43,6 +43,8 @@ def show_status(status: Mapping[str, Any]) -> None:
     out, relay = new_console(), status["relay"]
     out.print(f"log: position {status['log']['last_position']}; waiting for the relay: {relay['waiting']}")
     out.print(f"relay: {shown(relay['leader'] or 'none leads')} (epoch {relay['epoch']})")
+    for name in relay["away"]:
+        out.print(f"[yellow]away[/] relay {shown(name)} does not run, and the outbox is kept for it")
     for parked in relay["parked"]:
         out.print(f"[yellow]parked[/] {shown(parked['topic'])} {shown(parked['key'])}")
     rows = table("projector", "store", "answers", "generation", "lag", "health", "dead letters")

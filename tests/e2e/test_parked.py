@@ -56,6 +56,9 @@ def test_a_row_the_broker_refuses_is_listed_tried_again_and_discarded(settings: 
     assert answer("parked", "discard", topic, "pet-lost", "--all", settings=small, cwd=tmp_path)["rows"] == 2
     assert answer("parked", "list", settings=small, cwd=tmp_path) == []
     assert "nothing is parked" in outbox("parked", "list", settings=small, cwd=tmp_path).stdout
+    assert "relay.name" in outbox("relay", "--forget", "relay", settings=small, cwd=tmp_path).stderr
+    renamed = small | {"OUTBOX_RELAY__NAME": "renamed"}
+    assert "is forgotten" in outbox("relay", "--forget", "relay", settings=renamed, cwd=tmp_path).stdout
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from outbox.database import connected
 from outbox.errors import DatabaseError, InvalidEvent, ProjectionError, SettingsError, VerificationFailed
 from outbox.event import Event, NewEvent
+from outbox.relay.cursor import load
+from outbox.relay.lease import take
 from outbox.settings import Projecting
 from projectors import operations
 from projectors.pulse import TIMEOUT_S, pulse, pulses
@@ -47,12 +50,23 @@ def waiting(world: World) -> int:
 def test_the_status_of_nothing_yet_is_zeros(kept: World) -> None:
     status = operations.status(kept.side)
     assert status["log"] == {"last_position": 0}
-    assert status["relay"] == {"leader": None, "epoch": 0, "waiting": 0, "parked": []}
+    assert status["relay"] == {"leader": None, "epoch": 0, "waiting": 0, "parked": [], "away": []}
     for projector in status["projectors"]:
         assert projector["health"] == "never ran"
         assert (projector["generation"], projector["lag"], projector["seen_s_ago"]) == (None, None, None)
         assert projector["answers"] is False
         assert "nothing" in projector["said"]
+
+
+def test_relays_that_keep_the_outbox_and_do_not_run_are_named(kept: World) -> None:
+    with connected(kept.side.write.dsn) as connection:
+        for name in ("relay", "runs", "gone"):
+            lease = take(connection, name, "test", 60.0)
+            assert lease is not None
+            load(connection, name, lease.epoch)
+            if name == "gone":
+                lease.release(connection)
+    assert operations.status(kept.side)["relay"]["away"] == ["gone"]
 
 
 def test_events_wait_until_a_relay_leads(kept: World) -> None:

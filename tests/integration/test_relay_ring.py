@@ -8,7 +8,10 @@ import psycopg
 import pytest
 
 from outbox.database import connected
+from outbox.errors import Fenced, RelayInUse
 from outbox.log.append import append, send
+from outbox.relay.forget import forget
+from outbox.relay.parking import discard
 from outbox.relay.ring import PART_ROWS, PARTS, trim
 from outbox.relay.settings import RelaySettings
 from tests.integration.appending import event
@@ -90,6 +93,42 @@ def test_a_part_is_kept_until_every_relay_is_done_with_it(database, producer):
     assert trim(producer) == (0, 1)
     assert publish(database, name="late").versions("order-1") == [1]
     assert trim(producer) == (1, 0)
+
+
+def test_the_outbox_is_not_kept_for_a_relay_that_was_forgotten(database, producer):
+    append(producer, "order-1", event())
+    go_to(producer, 1)
+    refusing = Recorder()
+    refusing.refuse = {"order-2"}
+    publish(database, refusing, name="old")
+    append(producer, "order-2", event())
+    publish(database, name="new")
+    with pytest.raises(RelayInUse, match="led by test: stop it first"):
+        forget(producer, "old")
+    producer.execute("UPDATE outbox.lease SET expires_at = '-infinity'")
+    with pytest.raises(RelayInUse, match="no relay 'odl' is known: 'new', 'old'"):
+        forget(producer, "odl")
+    go_to(producer, 2)
+    assert trim(producer) == (1, 1)
+    with leading(database, refusing, RelaySettings(name="old")) as paused:
+        producer.execute("UPDATE outbox.lease SET expires_at = '-infinity'")
+        forget(producer, "old")
+        with pytest.raises(Fenced):
+            drain(paused)
+    assert trim(producer) == (1, 0)
+
+
+def test_a_relay_with_rows_parked_is_not_forgotten(database, producer):
+    refusing = Recorder()
+    refusing.refuse = {"k"}
+    send(producer, "t", "k", b"payload")
+    publish(database, refusing, name="old")
+    producer.execute("UPDATE outbox.lease SET expires_at = '-infinity'")
+    with pytest.raises(RelayInUse, match="has 1 parked row"):
+        forget(producer, "old")
+    assert discard(producer, "t", "k", relay="old") == 1
+    forget(producer, "old")
+    assert producer.execute("SELECT name FROM outbox.relay_cursor").fetchall() == []
 
 
 def test_rows_that_wait_parked_do_not_hold_the_ring(database, producer):

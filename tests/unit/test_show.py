@@ -83,18 +83,30 @@ def test_a_path_is_one_line_of_nodes_and_edges() -> None:
 
 def test_the_status_shows_every_projector_and_what_is_parked(wide: None, capsys: pytest.CaptureFixture[str]) -> None:
     relay = {"leader": "host:1", "epoch": 3, "waiting": 9, "parked": [{"topic": "outbox.a", "key": "a-[1]"}]}
+    relay["away"] = ["old[1]"]
     dead = PROJECTOR | {"projector": "graph", "store": "neo4j", "answers": False, "said": "Connection [refused]"}
     new = PROJECTOR | {"projector": "new", "generation": None, "lag": None, "seen_s_ago": None, "answers": None}
     show.show_status({"log": {"last_position": 77}, "relay": relay, "projectors": [PROJECTOR, dead, new]})
     shown = capsys.readouterr().out
-    for word in ("position 77", "relay: 9", "host:1", "epoch 3", "outbox.a a-[1]", "ok (3 s ago)", "g7", "42", "5"):
+    for word in (
+        "position 77",
+        "relay: 9",
+        "host:1",
+        "epoch 3",
+        "outbox.a a-[1]",
+        "relay old[1] does",
+        "ok (3 s ago)",
+        "g7",
+        "42",
+        "5",
+    ):
         assert word in shown
     assert "no answer from neo4j: Connection [refused]" in shown
     assert "tantivy:" not in shown
 
 
 def test_that_none_leads_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    relay = {"leader": None, "epoch": 0, "waiting": 0, "parked": []}
+    relay = {"leader": None, "epoch": 0, "waiting": 0, "parked": [], "away": []}
     show.show_status({"log": {"last_position": 0}, "relay": relay, "projectors": []})
     assert "none leads" in capsys.readouterr().out
 
@@ -106,7 +118,7 @@ def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None
     show.show_status(
         {
             "log": {"last_position": 1},
-            "relay": {"leader": None, "epoch": 0, "waiting": 0, "parked": parked},
+            "relay": {"leader": None, "epoch": 0, "waiting": 0, "parked": parked, "away": []},
             "projectors": [],
         }
     )
