@@ -37,6 +37,9 @@ TRIM_EVERY_S: Final = 30.0
 REDRIVE_EVERY_S: Final = 1.0
 """How soon a parked key that somebody asked for is tried again."""
 
+REDRIVE_SHARE: Final = 20
+"""To look for such keys takes longer the more are parked: then so many times as long goes by before the next look."""
+
 LASTING_EVERY_S: Final = 1.0
 """How often the cursor's commit waits for the disk. In between, a crash of PostgreSQL may take back what was written
 since: so much is published again."""
@@ -82,7 +85,7 @@ class Leader:
         self._since_trim = 1  # what an earlier term left is trimmed too
         self._written_at = self._trimmed_at = time.monotonic()
         self._lasting_at = -math.inf
-        self._redriven_at = -math.inf  # a relay that only drains is to try what somebody asked for, too
+        self._redrive_at = -math.inf  # a relay that only drains is to try what somebody asked for, too
 
     def step(self) -> int:
         """Publish one page and return its number of rows.
@@ -185,12 +188,15 @@ class Leader:
 
     def _redrive(self) -> int:
         """Publish the rows of parked keys that may go on; returns how many."""
-        if not self._parking or time.monotonic() - self._redriven_at < REDRIVE_EVERY_S:
+        began = time.monotonic()
+        if not self._parking or began < self._redrive_at:
             return 0
-        self._redriven_at = time.monotonic()
-        tried = [self._try_again(key) for key in self._parking.due()]
+        due = self._parking.due()
+        looked = time.monotonic()
+        self._redrive_at = looked + max(REDRIVE_EVERY_S, REDRIVE_SHARE * (looked - began))
+        tried = [self._try_again(key) for key in due]
         if REDRIVE_ROWS in tried:
-            self._redriven_at = 0.0  # a long queue goes on with the next step
+            self._redrive_at = -math.inf  # a long queue goes on with the next step
         return sum(tried)
 
     def _try_again(self, key: Key) -> int:

@@ -36,11 +36,20 @@ FROM unnest(%(topics)s::text[], %(keys)s::text[], %(seqs)s::bigint[], %(position
     AS r (topic, key, seq, position, headers, payload, reason)
 ON CONFLICT DO NOTHING
 """
-# A key goes on if somebody asked for it, or if the row that held it back has been discarded, or its event erased.
+# A key goes on if somebody asked for it, or if the row that held it back has been discarded, or its event erased: its
+# first row tells, and however many wait behind that are not looked at.
 _KEYS: Final = f"""
-SELECT o.topic, o.key, bool_or(o.retry)
-    OR coalesce((array_agg(o.reason ORDER BY o.seq) FILTER (WHERE {STANDS}))[1], %(behind)s) = %(behind)s
-FROM outbox.parked o LEFT JOIN outbox.event e USING (position) WHERE o.relay = %(relay)s GROUP BY o.topic, o.key
+WITH RECURSIVE k AS (
+    (SELECT topic, key FROM outbox.parked WHERE relay = %(relay)s ORDER BY topic, key LIMIT 1)
+    UNION ALL
+    SELECT n.topic, n.key FROM k CROSS JOIN LATERAL (
+        SELECT topic, key FROM outbox.parked WHERE relay = %(relay)s AND (topic, key) > (k.topic, k.key)
+        ORDER BY topic, key LIMIT 1) n
+)
+SELECT k.topic, k.key, coalesce((
+    SELECT o.retry OR o.reason = %(behind)s FROM outbox.parked o LEFT JOIN outbox.event e USING (position)
+    WHERE o.relay = %(relay)s AND o.topic = k.topic AND o.key = k.key AND {STANDS} ORDER BY o.seq LIMIT 1), true)
+FROM k
 """
 _ROWS: Final = f"""
 SELECT {COLUMNS} FROM outbox.parked o LEFT JOIN outbox.event e USING (position)
@@ -50,8 +59,10 @@ _HELD: Final = f"""
 SELECT {COLUMNS} FROM outbox.outbox o LEFT JOIN outbox.event e USING (position)
 WHERE o.seq = ANY (%(seqs)s) ORDER BY o.seq
 """
+# What is erased goes with what is published before or behind it; a page that is not the last does not ask of them all.
 _DONE: Final = """
-DELETE FROM outbox.parked o WHERE relay = %(relay)s AND topic = %(topic)s AND key = %(key)s AND (
+DELETE FROM outbox.parked o WHERE relay = %(relay)s AND topic = %(topic)s AND key = %(key)s
+    AND (%(last)s::bigint IS NULL OR seq <= %(last)s) AND (
     seq = ANY (%(seqs)s)
     OR position IS NOT NULL AND NOT EXISTS (SELECT FROM outbox.event e WHERE e.position = o.position)
 )
@@ -190,7 +201,8 @@ class Parking:
 
     def done_by_seq(self, key: Key, seqs: Sequence[int]) -> None:
         """As :meth:`done`."""
-        self._connection.execute(_DONE, {**self._named(key), "seqs": list(seqs)})
+        last = max(seqs) if len(seqs) >= REDRIVE_ROWS else None
+        self._connection.execute(_DONE, {**self._named(key), "seqs": list(seqs), "last": last})
         if self._connection.execute(_LEFT, self._named(key)).fetchone() is None:  # a row of no columns is falsy
             self._keys.discard(key)
 

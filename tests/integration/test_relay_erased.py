@@ -68,6 +68,7 @@ def test_pages_of_nothing_but_erased_events_are_no_end(database, producer, recor
 
 def test_a_parked_key_whose_events_are_erased_is_free_again(database, producer, recorder, monkeypatch):
     monkeypatch.setattr("outbox.relay.leader.REDRIVE_EVERY_S", 0.0)
+    monkeypatch.setattr("outbox.relay.leader.REDRIVE_SHARE", 0)
     recorder.refuse = {"order-1", "order-2"}
     append(producer, "order-1", [event() for _ in range(3)])
     append(producer, "order-2", [event() for _ in range(3)])

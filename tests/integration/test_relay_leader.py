@@ -7,6 +7,7 @@ import random
 import re
 import string
 import threading
+from types import SimpleNamespace
 
 import psycopg
 import pytest
@@ -17,7 +18,7 @@ from outbox.log.append import append, send
 from outbox.relay import cursor as cursors
 from outbox.relay.cursor import BEGINNING, Cursor, Snapshot
 from outbox.relay.lease import STALL_S, Keeper, take, wait_for
-from outbox.relay.parking import discard, parked, retry
+from outbox.relay.parking import BEHIND, Parking, discard, parked, retry
 from outbox.relay.poll import PollEngine
 from outbox.relay.relay import Relay
 from outbox.relay.settings import RelaySettings
@@ -203,6 +204,7 @@ def test_a_paused_leader_parks_nothing(database, producer, recorder):
 
 def test_a_paused_leader_re_drives_nothing(database, producer, recorder, monkeypatch):
     monkeypatch.setattr("outbox.relay.leader.REDRIVE_EVERY_S", 0)
+    monkeypatch.setattr("outbox.relay.leader.REDRIVE_SHARE", 0)
     append(producer, "order-1", event())
     recorder.refuse = {"order-1"}
     with leading(database, recorder) as old:
@@ -343,6 +345,7 @@ def test_nothing_is_lost_while_the_broker_is_down(database, producer, recorder):
 @pytest.fixture
 def eager(monkeypatch):
     monkeypatch.setattr("outbox.relay.leader.REDRIVE_EVERY_S", 0)
+    monkeypatch.setattr("outbox.relay.leader.REDRIVE_SHARE", 0)
 
 
 def test_a_refused_row_parks_its_key_and_the_others_go_on(database, producer, recorder):
@@ -520,3 +523,41 @@ def test_a_poll_of_a_big_outbox_reads_only_what_is_new(database, producer):
             assert not [n for n in nodes if n["Node Type"] == "Seq Scan"], json.dumps(nodes, indent=1)
             assert not [n for n in nodes if n["Node Type"] in ("Hash Join", "Merge Join")]
             assert nodes[0]["Shared Hit Blocks"] + nodes[0]["Shared Read Blocks"] < 200
+
+
+def test_what_waits_behind_a_refused_row_is_not_read_to_see_whether_it_may_go_on(producer):
+    with producer.transaction():
+        producer.execute(
+            "INSERT INTO outbox.parked (relay, topic, key, seq, reason) SELECT 'relay', 't', key, n,"
+            " CASE WHEN n = 1 THEN 'too large' ELSE %s END FROM generate_series(1, 5000) n, unnest(ARRAY['a', 'b']) key",
+            [BEHIND],
+        )
+        discard(producer, "t", "b", seq=1)
+        producer.execute("ANALYZE outbox.parked")
+        read = (
+            "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relid = 'outbox.parked'::regclass"
+        )
+        (before,) = producer.execute(read).fetchone()
+        assert Parking(producer, "relay", "outbox").due() == [("t", "b")]
+        (after,) = producer.execute(read).fetchone()
+    assert after - before < 100
+
+
+def test_the_longer_it_takes_to_look_for_parked_keys_the_seldomer_it_is_done(database, producer, monkeypatch):
+    recorder, now, looks = Recorder(), [1_000.0], []
+    recorder.refuse = {"order-1"}
+    append(producer, "order-1", event())
+    with leading(database, recorder, SMALL) as leader:
+        monkeypatch.setattr("outbox.relay.leader.time", SimpleNamespace(monotonic=lambda: now[0]))
+        due = Parking.due
+
+        def slow(self):
+            looks.append(now[0])
+            now[0] += 2.0
+            return due(self)
+
+        monkeypatch.setattr(Parking, "due", slow)
+        for _ in range(30):
+            leader.step()
+            now[0] += 1.0
+    assert len(looks) == 1
