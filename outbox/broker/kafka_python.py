@@ -96,7 +96,9 @@ class KafkaPythonBroker:
 
     def _create(self, new: Mapping[str, Mapping[str, Any]]) -> None:
         made = self._asked(lambda admin: admin.create_topics(new, raise_errors=False))
-        for topic in made["topics"]:
+        order = {name: number for number, name in enumerate(new)}
+        # The first topic that is refused is that of the first message refused.
+        for topic in sorted(made["topics"], key=lambda one: order.get(one["name"], 0)):
             error = errors.for_code(topic["error_code"])
             if error not in (errors.NoError, errors.TopicAlreadyExistsError):
                 raise TopicRefused(topic["name"], topic["error_message"] or error.__name__)

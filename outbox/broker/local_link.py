@@ -90,11 +90,11 @@ class Link:
 
     def _opened(self) -> Connection:
         if self._connection is None or self._connection.closed:
-            timeout_ms = round(self._settings.timeout_s * 1000)
+            timeout_ms = max(1, round(self._settings.timeout_s * 1000))  # 0 would be no bound, here and below
             connection = BoundedConnection.connect(
                 self._dsn,
                 autocommit=True,
-                connect_timeout=round(min(CONNECT_TIMEOUT_S, self._settings.timeout_s)),
+                connect_timeout=max(1, round(min(CONNECT_TIMEOUT_S, self._settings.timeout_s))),
                 tcp_user_timeout=timeout_ms,
             )
             # The server's own limit comes first: its answer leaves the connection usable.

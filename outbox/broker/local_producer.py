@@ -99,12 +99,13 @@ class LocalPublishing:
         self._link.close()
 
     def _learn(self, connection: Connection, messages: Iterable[Outgoing]) -> None:
-        wanted = {message.topic for message in messages}
-        unknown = sorted(wanted - self._topics.keys())
+        # In the order of the messages: the first topic that is refused is that of the first message refused.
+        wanted = dict.fromkeys(message.topic for message in messages)
+        unknown = [topic for topic in wanted if topic not in self._topics]
         if unknown:
             if len(self._topics) > TOPICS_KNOWN_MAX:
                 self._topics.clear()
-                unknown = sorted(wanted)
+                unknown = list(wanted)
             self._topics |= ensure_topics(connection, unknown, self._settings.partitions)
 
     def _chunks(self, messages: Sequence[Outgoing]) -> Iterator[Chunk]:

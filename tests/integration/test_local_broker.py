@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 from zlib import crc32
 
 import psycopg
@@ -12,7 +13,8 @@ import pytest
 
 from outbox.broker import LocalBroker, LocalSettings, Message, TopicPartition
 from outbox.broker.local_settings import PART_MESSAGES, PARTS
-from outbox.errors import BrokerError, SettingsError
+from outbox.broker.local_link import BoundedConnection, Link
+from outbox.errors import BrokerError, MessageRefused, SettingsError
 from outbox.log.migrate import FOLDER
 from tests.conformance.brokers import collect, earliest, first_times, numbered, own_database, poll_until
 
@@ -285,3 +287,28 @@ def test_a_wrong_setting_is_named(wrong) -> None:
 def test_the_ring_in_the_settings_is_the_one_in_the_script() -> None:
     assert f"(seq / {PART_MESSAGES}) % {PARTS}" in SCRIPT
     assert f"0..{PARTS - 1} LOOP" in SCRIPT
+
+
+def test_any_number_of_topics_may_be_refused_at_once(broker: LocalBroker) -> None:
+    topics = sorted((f"no topic {n}" for n in range(2_000)), reverse=True)
+    producer = broker.producer()
+    with pytest.raises(MessageRefused) as refused:
+        producer.publish([Message("fine", "k", b""), *(Message(topic, "k", b"") for topic in topics)])
+    assert refused.value.index == 1
+    assert broker.ends(["fine"])[TopicPartition("fine", crc32(b"k") % 4)] == 1
+    producer.close()
+
+
+def test_a_short_timeout_is_a_bound(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, connect = [], BoundedConnection.connect
+
+    def noting(dsn: str, **options: Any) -> BoundedConnection:
+        asked.append(options)
+        return connect(dsn, **options)
+
+    monkeypatch.setattr(BoundedConnection, "connect", noting)
+    link = Link(dsn, LocalSettings(timeout_s=0.0004))
+    with link.use():
+        link.close()
+    assert asked[0]["connect_timeout"] >= 1
+    assert asked[0]["tcp_user_timeout"] >= 1
