@@ -71,7 +71,8 @@ def discard(
     everything: Annotated[bool, typer.Option("--all", help="All rows of the key.")] = False,
     json: Json = False,
 ) -> None:
-    """Never publish a row, or all rows, of a key. Events stay in the log: projectors fill the gap from there.
+    """Never publish a row, or all rows, of a key. Events stay in the log, but no projector is told of them: run
+    `outbox verify --repair` afterwards.
 
     JSON: {"topic", "key", "rows"}
     """
