@@ -138,6 +138,7 @@ class LocalConsumer:
         """Take part in the sharing when it is time to, and start what is new where it is to start."""
         if time.monotonic() < self._share_at:
             return
+        self._wait(connection, 0.0)  # notifications pile up while there is always something to read
         held = self._membership.share(connection)
         self._places = {tp: place for tp, place in self._places.items() if held.get(tp) == place.epoch}
         for tp in sorted(held.keys() - self._places.keys()):

@@ -76,12 +76,15 @@ class Sleep:
             self._listening = True
         row = self._connection.execute("SELECT pg_try_advisory_lock(%s, %s)", LOCK, prepare=True).fetchone()
         self.asleep = self.locked = bool(row and row[0])
+        if not self.asleep:
+            list(self._connection.notifies(timeout=0))  # those to the relay that sleeps: nobody else takes them away
         return self.asleep
 
     def _sleep(self, stop: threading.Event) -> None:
         for _ in range(round(SLEEP_MAX_S / SLICE_S)):
             if stop.is_set():
                 return
-            if any(True for _ in self._connection.notifies(timeout=SLICE_S, stop_after=1)):
+            # All that have come: one that is left would end the next sleep.
+            if list(self._connection.notifies(timeout=SLICE_S, stop_after=1)):
                 self.end()
                 return

@@ -312,3 +312,17 @@ def test_a_short_timeout_is_a_bound(dsn: str, monkeypatch: pytest.MonkeyPatch) -
         link.close()
     assert asked[0]["connect_timeout"] >= 1
     assert asked[0]["tcp_user_timeout"] >= 1
+
+
+def test_notifications_do_not_pile_up_while_there_is_always_something_to_read(broker: LocalBroker) -> None:
+    producer, consumer = broker.producer(), broker.consumer("g", ["t"], earliest)
+    poll_until(lambda: bool(consumer.assignment()), consumer)
+    connection = consumer._link._connection
+    for n in range(300):
+        producer.publish([Message("t", "k", b"")])
+        if n % 100 == 99:
+            consumer._share_at = 0.0  # as a second or so later
+        assert consumer.poll(10, 10.0)
+    assert len(connection._notifies_backlog) < 150
+    consumer.close()
+    producer.close()

@@ -16,6 +16,7 @@ from outbox.relay import sleep
 from outbox.relay.cursor import BEGINNING, Cursor
 from outbox.relay.poll import PLANNING, PollEngine
 from outbox.relay.sleep import Sleep
+from tests.relaying import until
 
 LONG_S = 60.0
 
@@ -155,3 +156,37 @@ def test_what_finds_rows_gives_the_lock_back_with_what_it_reads_next(
             assert len(page.rows) == 1
             cursor = engine.read(page.cursor, 10).cursor
             assert locks(producer) == 0
+
+
+def notified(connection: Connection, producer: psycopg.Connection, times: int) -> None:
+    """Notifications that arrive while the connection is busy with something else."""
+    backlog = connection._notifies_backlog
+    assert backlog is not None
+    before = len(backlog)
+    for n in range(times):
+        producer.execute("SELECT pg_notify('outbox', %s)", [str(n)])
+        producer.commit()
+    until(lambda: connection.execute("SELECT 1") and len(backlog) == before + times)
+
+
+def test_what_is_told_to_another_relay_that_sleeps_does_not_pile_up(
+    relay: Connection, producer: psycopg.Connection, database: str
+) -> None:
+    sleeping = Sleep(relay)
+    with connected(database) as other:
+        other.execute("SELECT pg_advisory_lock(%s, %s)", sleep.LOCK)
+        sleeping.wait(threading.Event(), 0.002)
+        notified(relay, producer, 100)
+        sleeping.wait(threading.Event(), 0.002)
+    assert not sleeping.asleep
+    assert not relay._notifies_backlog
+
+
+def test_several_notifications_end_one_sleep(relay: Connection, producer: psycopg.Connection) -> None:
+    sleeping = Sleep(relay)
+    sleeping.wait(threading.Event(), 0.002)
+    assert sleeping.asleep
+    notified(relay, producer, 100)
+    sleeping.wait(threading.Event(), 0.002)
+    assert not sleeping.asleep
+    assert not relay._notifies_backlog
