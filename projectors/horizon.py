@@ -120,9 +120,9 @@ class Horizon:
         3. Set the checkpoints of these topics to the ends of step 1, the map of what is published to what is
            there, in one transaction. A crash after it leaves nothing to do.
         """
+        places = self._places()  # before the broker is asked: other members go on, and would be beyond its ends
         ranges = self._broker.ranges(self._plan.topics)
         self.incarnations = {tp.topic: range_.incarnation for tp, range_ in ranges.items()}
-        places = self._places()
         lost = {tp.topic for tp, range_ in ranges.items() if places.get(tp, _beginning(range_)).lost(range_)}
         if lost:
             log.warning("the broker lacks messages", projector=self._plan.name, topics=sorted(lost), from_="log")

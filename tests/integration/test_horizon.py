@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event as Flag
@@ -11,6 +11,7 @@ from threading import Thread
 import pytest
 
 from outbox.broker.local import LocalBroker
+from outbox.broker.protocol import Range, TopicPartition
 from outbox.errors import BrokerUnavailable, LogWentBack, MessagesLost
 from outbox.log.identity import check_identity, halt
 from projectors import horizon, ledger
@@ -86,6 +87,24 @@ def test_a_jump_over_messages_that_are_gone_ends_the_session_before_its_checkpoi
     with stage.running():
         stage.wait_all()
     assert_equal_to_model(stage)
+
+
+def test_a_member_that_begins_while_others_go_on_does_not_take_the_topic_for_a_lost_one(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranges = LocalBroker.ranges
+
+    def while_others_go_on(self: LocalBroker, topics: Sequence[str]) -> Mapping[TopicPartition, Range]:
+        found = ranges(self, topics)
+        publish(stage, "x")
+        others = {tp: range_.end for tp, range_ in ranges(self, topics).items()}
+        ledger.save_checkpoints(stage.connection, "rows", stage.serving(), others)
+        return found
+
+    with stepping(stage), ExitStack() as stack:
+        monkeypatch.setattr(LocalBroker, "ranges", while_others_go_on)
+        monkeypatch.setattr(horizon.Horizon, "_fill", lambda *_: pytest.fail("reads the whole log"))
+        Session(stage.side.plan("rows"), stage.side.stations("rows"), stage.serving(), Flag(), stack)
 
 
 def test_a_topic_that_gives_nothing_since_it_was_emptied_is_looked_at(
