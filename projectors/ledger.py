@@ -218,15 +218,16 @@ def save_checkpoints(
     ``incarnations``: of the topics, as far as known. One that was made again is another topic: a member that has
     not noticed yet writes nothing.
     """
+    places = sorted(offsets)  # members that write some of the same rows lock them in one order
     connection.execute(
         _SAVE,
         {
             "projector": projector,
             "generation": generation,
-            "topics": [tp.topic for tp in offsets],
-            "partitions": [tp.partition for tp in offsets],
-            "offsets": list(offsets.values()),
-            "incarnations": [incarnations.get(tp.topic) for tp in offsets],
+            "topics": [tp.topic for tp in places],
+            "partitions": [tp.partition for tp in places],
+            "offsets": [offsets[tp] for tp in places],
+            "incarnations": [incarnations.get(tp.topic) for tp in places],
         },
     )
 

@@ -12,6 +12,7 @@ import pytest
 
 from outbox.broker.local import LocalBroker
 from outbox.broker.protocol import Range, TopicPartition
+from outbox.database import connected
 from outbox.errors import BrokerUnavailable, LogWentBack, MessagesLost
 from outbox.log.identity import check_identity, halt
 from projectors import horizon, ledger
@@ -105,6 +106,34 @@ def test_a_member_that_begins_while_others_go_on_does_not_take_the_topic_for_a_l
         monkeypatch.setattr(LocalBroker, "ranges", while_others_go_on)
         monkeypatch.setattr(horizon.Horizon, "_fill", lambda *_: pytest.fail("reads the whole log"))
         Session(stage.side.plan("rows"), stage.side.stations("rows"), stage.serving(), Flag(), stack)
+
+
+def test_members_that_write_the_same_checkpoints_wait_for_each_other_in_one_order(stage: Stage) -> None:
+    with stepping(stage) as session:
+        publish(stage, "x")
+        while session.lag():
+            session.step()
+    generation = stage.serving()
+    held = sorted(ledger.checkpoints(stage.connection, "rows", generation))
+    ended: list[bool] = []
+
+    def save() -> None:
+        with connected(stage.side.write.dsn) as connection:
+            ledger.save_checkpoints(connection, "rows", generation, dict.fromkeys(reversed(held), 10_000))
+            ended.append(True)
+
+    waits = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    saving = Thread(target=save)
+    with connected(stage.side.write.dsn) as beginning:
+        with beginning.transaction():  # as a session does that settles what it begins with
+            for n, tp in enumerate(held):
+                beginning.execute(horizon._ADOPT, ["rows", generation, *tp, 0, None])
+                if n == 0:
+                    saving.start()
+                    until(lambda: stage.connection.execute(waits).fetchone() == (True,), "it waits")
+        saving.join()
+    assert len(held) > 1
+    assert ended
 
 
 def test_a_topic_that_gives_nothing_since_it_was_emptied_is_looked_at(
