@@ -21,6 +21,7 @@ from outbox.log.statement import Token
 from outbox.settings import Projecting, Settings, load
 from projectors import ledger
 from projectors.ledger import DeadLetter
+from projectors.rebuild import BUILD_LOCK
 from projectors.record import Document, Record, Row, digest
 from projectors.verify import Report, Verifier
 from projectors.wait import wait_for
@@ -30,6 +31,12 @@ BROKERS = ["local", "kafka-confluent", "kafka-python"]
 every_broker = pytest.mark.parametrize("broker", BROKERS)
 
 PATIENCE_S = 30.0
+
+_BUILDING = """
+SELECT EXISTS (
+    SELECT FROM pg_locks JOIN pg_database d ON d.oid = database WHERE d.datname = current_database()
+    AND locktype = 'advisory' AND granted AND classid = %s AND objid::bigint = hashtext(%s)::bigint & 4294967295)
+"""
 
 
 class Parts:
@@ -87,9 +94,14 @@ class Stage:
         """Relay and projectors as threads, past their first builds."""
         with Running(self.side, relay=relay) as running:
             for name in self.names:
-                until(lambda name=name: ledger.serving(self.connection, name), f"{name} serves")
+                until(lambda name=name: self._is_built(name), f"{name} serves")
             yield running
             running.check()
+
+    def _is_built(self, name: str) -> bool:
+        """Whether a generation serves and its build is over: a build goes on for a moment after its switch."""
+        building = self.connection.execute(_BUILDING, [BUILD_LOCK, name]).fetchone()
+        return ledger.serving(self.connection, name) is not None and building == (False,)
 
     def append(self, stream: str, *events: NewEvent) -> Token:
         return append(self.connection, stream, list(events), registry=self.registry).token
