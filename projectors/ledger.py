@@ -48,6 +48,19 @@ SELECT EXISTS (
     WHERE g.projector = %(projector)s AND g.state = 'serving' AND g.generation <> %(generation)s
       AND p.topic = ANY (%(topics)s) AND coalesce(c."offset", 0) < least(s."offset", p."offset" + 1))
 """
+# The order of switches tells which generation is kept: it must be theirs though the database's clock went back.
+_CHANGED: Final = """
+changed_at = greatest(clock_timestamp(),
+    (SELECT max(changed_at) + interval '1 microsecond' FROM outbox.generation WHERE projector = %(projector)s))
+"""
+_RETIRE: Final = f"""
+UPDATE outbox.generation SET state = 'retired', {_CHANGED}
+WHERE projector = %(projector)s AND state = 'serving' AND generation <> %(generation)s
+"""
+_SERVE: Final = f"""
+UPDATE outbox.generation SET state = 'serving', {_CHANGED}
+WHERE projector = %(projector)s AND generation = %(generation)s
+"""
 HALTED_MS: Final = 30_000
 """How long the server lets a switch stand still that holds up who feeds the generation before."""
 KEY_LENGTH_MAX: Final = 500
@@ -175,16 +188,9 @@ def switch_generation(
             if serves is not None:
                 connection.execute(_HOLD_CHECKPOINTS, [projector, serves[0]])
             held()
-        connection.execute(
-            "UPDATE outbox.generation SET state = 'retired', changed_at = clock_timestamp()"
-            " WHERE projector = %s AND state = 'serving' AND generation <> %s",
-            [projector, generation],
-        )
-        connection.execute(
-            "UPDATE outbox.generation SET state = 'serving', changed_at = clock_timestamp()"
-            " WHERE projector = %s AND generation = %s",
-            [projector, generation],
-        )
+        names = {"projector": projector, "generation": generation}
+        connection.execute(_RETIRE, names)
+        connection.execute(_SERVE, names)
 
 
 def forget_generation(connection: Connection, projector: str, generation: str) -> None:

@@ -281,6 +281,16 @@ def test_only_the_generation_that_served_last_is_kept(stage: Stage) -> None:
     assert tables(stage) == {"rows:g3", "rows:g5"}
 
 
+def test_the_generation_that_served_last_is_kept_though_the_databases_clock_went_back(stage: Stage) -> None:
+    with stage.running():
+        stage.append("thing-1", put(a=1))
+        stage.wait_all()
+        assert operations.rebuild(stage.side, projector="rows")["generation"] == "g2"
+        stage.connection.execute("UPDATE outbox.generation SET changed_at = changed_at + interval '1 hour'")
+        assert operations.rebuild(stage.side, projector="rows")["generation"] == "g3"
+        assert [g.name for g in ledger.generations(stage.connection, "rows")] == ["g2", "g3"]
+
+
 def test_a_generation_that_differs_does_not_serve_and_the_next_build_begins_anew(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
