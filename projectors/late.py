@@ -28,6 +28,7 @@ from outbox.logs import logger
 from projectors.decoding import Deferring
 from projectors.model import fold_each
 from projectors.pipeline import Plan, embedded
+from projectors.projection import resets_of
 from projectors.record import Change
 from projectors.resilience import Wrapped
 from projectors.sinks.protocol import Sink
@@ -59,9 +60,10 @@ def newest_of(dsn: str, plan: Plan, registry: Registry) -> Newest:
             yield from read(connection, keys)
 
     def read(connection: Connection, keys: Mapping[str, set[str]]) -> Iterator[Change]:
+        resets = resets_of(plan.projection)
         events = read_below(connection, dict.fromkeys(keys, END), Deferring(registry))
         for stream, history in groupby(events, key=lambda e: e.stream):
-            now = fold_each(plan, stream, history)
+            now = fold_each(plan, stream, history, resets)
             live = now.changes()
             yield from embedded(live, plan.embed)
             # Whoever writes this may be behind the log: what comes and goes in between must not be left standing

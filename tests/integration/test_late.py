@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,18 @@ class Words:
 
 def embed(texts: Sequence[str]) -> list[list[float]]:
     return [[1.0, float(len(text))] for text in texts]
+
+
+class Upserted(Words):
+    """Each event says all; one cannot be folded."""
+
+    def fold(self, state: Any, event: Event) -> Any:
+        if event.data["name"] == "bad":
+            raise ValueError("cannot fold this")
+        return event.data["name"]
+
+    def resets(self, stream: str, version: int, type: str) -> bool:  # noqa: A002
+        return True
 
 
 class Paused(ChromaSink):
@@ -111,6 +124,18 @@ def test_what_a_late_write_wrote_over_is_put_right(world: World) -> None:
     world.paused.meanwhile = overtaken(world, 60)
     world.late.apply(G, second)
     assert world.held() == {"thing-1#0": 4}
+
+
+def test_what_it_wrote_over_is_put_right_behind_an_event_that_a_later_one_made_void(world: World) -> None:
+    world.plan = replace(world.plan, projection=Upserted())
+    world.late = Late(
+        world.paused, newest_of(world.connection.info.dsn, world.plan, world.registry), LATE_S, lambda: world.now
+    )
+    world.append("bad")
+    third = world.append("uno two")
+    world.paused.meanwhile = overtaken(world, 60)
+    world.late.apply(G, third)
+    assert world.held() == {"thing-1#0": 5}
 
 
 def test_older_changes_that_follow_do_not_bring_back_what_the_log_has_deleted_by_now(world: World) -> None:
