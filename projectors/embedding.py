@@ -18,7 +18,8 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from outbox.errors import SettingsError
+from outbox.database import first_line
+from outbox.errors import OutboxError, SettingsError, StoreUnavailable
 
 Vectors = npt.NDArray[np.float32]
 """One row a text, each of length 1 (L2)."""
@@ -55,7 +56,8 @@ _PAIR_FACTOR: Final = 0x9E3779B97F4A7C15
 
 
 class Embedder(Protocol):
-    """Turns texts into vectors. Safe to share between threads."""
+    """Turns texts into vectors. Safe to share between threads. What it raises is said and tried again, as if the store
+    were away, but for TypeError and ValueError: by these it says that it is wrong."""
 
     @property
     def dimensions(self) -> int:
@@ -196,11 +198,39 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
+def _asked(function: Callable[[Sequence[str]], Any], name: str, texts: Sequence[str]) -> Any:
+    """What the function gives. It may ask a service, whose client raises errors of its own: whatever it raises is for
+    the projector to try again, but for what tells that it is no function of texts."""
+    try:
+        return function(texts)
+    except (OutboxError, TypeError, ValueError):
+        raise
+    except Exception as error:
+        raise StoreUnavailable(f"embedder {name}: {type(error).__name__}: {first_line(error)}") from error
+
+
+class _Complete:
+    """An embedder that says its name and dimensions itself."""
+
+    def __init__(self, made: Embedder) -> None:
+        self._made = made
+        self.dimensions = made.dimensions
+        self.name = made.name
+
+    def __call__(self, texts: Sequence[str]) -> Vectors:
+        try:
+            vectors: Vectors = _asked(self._made, self.name, texts)
+        except (TypeError, ValueError) as error:
+            raise SettingsError(f"embedder {self.name}: {type(error).__name__}: {first_line(error)}") from error
+        return vectors
+
+
 class FunctionEmbedder:
     """Any function from texts to rows of numbers, its rows brought to length 1 and checked."""
 
     def __init__(self, function: Callable[[Sequence[str]], Any], name: str) -> None:
-        """Calls the function once, to learn the dimensions. Raises SettingsError if it gives no vector."""
+        """Calls the function once, to learn the dimensions. Raises SettingsError if it gives no vector,
+        StoreUnavailable if it raises."""
         self._function = function
         self.name = name
         self.dimensions = 0
@@ -210,7 +240,7 @@ class FunctionEmbedder:
         if not texts:
             return np.empty((0, self.dimensions), dtype=np.float32)
         try:
-            rows = np.asarray(self._function(texts), dtype=np.float64)
+            rows = np.asarray(_asked(self._function, self.name, texts), dtype=np.float64)
         except (TypeError, ValueError) as error:
             raise SettingsError(f"embedder {self.name}: gives no rows of numbers: {error}") from error
         width = self.dimensions or (rows.shape[1] if rows.ndim == 2 else 0)
@@ -241,8 +271,7 @@ def embedder(setting: str | Callable[[Sequence[str]], Any]) -> Embedder:
 def _embedder_of(function: Any, name: str) -> Embedder:
     made = function() if isinstance(function, type) else function
     if isinstance(getattr(made, "dimensions", None), int) and isinstance(getattr(made, "name", None), str):
-        complete: Embedder = made
-        return complete
+        return _Complete(made)
     return FunctionEmbedder(made, name)
 
 

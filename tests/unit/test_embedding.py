@@ -20,7 +20,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from outbox.errors import SettingsError
+from outbox.errors import SettingsError, StoreUnavailable
 from projectors import embedding
 from projectors.embedding import HashingEmbedder, embedder
 
@@ -234,3 +234,43 @@ def test_a_function_that_changes_its_dimensions_is_refused():
     made = embedder(lambda texts: np.ones((len(texts), len(texts))))
     with pytest.raises(SettingsError, match="gave an array"):
         made(["a", "b"])
+
+
+class Service:
+    """An embedder that asks a service, which is away now and then."""
+
+    dimensions = 3
+    name = "service"
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+
+    def __call__(self, texts):
+        if self.errors:
+            raise self.errors.pop(0)
+        return np.ones((len(texts), 3), dtype=np.float32)
+
+
+@pytest.mark.parametrize("error", [OSError("no route"), RuntimeError("no route"), KeyError("no route")])
+def test_what_an_embedder_raises_is_an_outage_that_names_it_and_may_pass(error):
+    made = embedder(Service(error))
+    with pytest.raises(StoreUnavailable, match=rf"^embedder service: {type(error).__name__}: .?no route"):
+        made(["a"])
+    assert made(["a"]).shape == (1, 3)
+
+
+@pytest.mark.parametrize("error", [OSError("no route"), RuntimeError("no route")])
+def test_so_is_what_a_function_raises_from_the_first_call_on(error):
+    function = Service(error)
+    with pytest.raises(StoreUnavailable, match="no route"):
+        embedder(lambda texts: function(texts))
+    made = embedder(lambda texts: function(texts))
+    function.errors.append(error)
+    with pytest.raises(StoreUnavailable, match="no route"):
+        made(["a"])
+    assert made(["a"]).shape == (1, 3)
+
+
+def test_an_embedder_that_says_that_it_is_wrong_is_named():
+    with pytest.raises(SettingsError, match="^embedder service: ValueError: no such model$"):
+        embedder(Service(ValueError("no such model")))(["a"])
