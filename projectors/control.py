@@ -21,6 +21,7 @@ from outbox import errors
 from outbox.errors import OutboxError
 
 NAME: Final = "up.sock"
+REQUEST_BYTES_MAX: Final = 1_048_576
 
 
 def call(data_dir: Path, operation: str, arguments: Mapping[str, Any]) -> tuple[bool, Any]:
@@ -32,8 +33,11 @@ def call(data_dir: Path, operation: str, arguments: Mapping[str, Any]) -> tuple[
     if connection is None:
         return False, None
     with connection:
+        asked = orjson.dumps({"operation": operation, "arguments": arguments})
+        if len(asked) > REQUEST_BYTES_MAX:
+            raise OutboxError(f"`outbox up` takes {REQUEST_BYTES_MAX} bytes of arguments at most, not {len(asked)}")
         try:
-            connection.send_bytes(orjson.dumps({"operation": operation, "arguments": arguments}))
+            connection.send_bytes(asked)
             answer = orjson.loads(connection.recv_bytes())
         except (EOFError, ConnectionError) as error:
             raise OutboxError("`outbox up` was stopped before it answered") from error

@@ -15,17 +15,17 @@ import orjson
 
 from outbox.errors import OutboxError
 from outbox.logs import logger
-from projectors.control import NAME, socket_of
+from projectors.control import NAME, REQUEST_BYTES_MAX, socket_of
 from projectors.holding import StoreHeld, held
 from projectors.operations import OPERATIONS
 from projectors.wiring import ReadSide
 
 log = logger("outbox.up")
 
-REQUEST_BYTES_MAX: Final = 1_048_576
 REQUESTS_MAX: Final = 16
 """Answered at the same time; more wait in the socket's queue."""
 QUEUE_LENGTH: Final = 64
+REST_S: Final = 1.0
 SOCKET_BYTES_MAX: Final = 100
 """macOS takes 103 bytes of path, Linux 107."""
 
@@ -40,7 +40,9 @@ def serving(side: ReadSide) -> Iterator[None]:
     with ExitStack() as stack:
         _alone(path, stack)
         listener = stack.enter_context(_listening(path))
-        thread = threading.Thread(target=_accept, args=(listener, side), name="control", daemon=True)
+        ended = threading.Event()
+        stack.callback(ended.set)
+        thread = threading.Thread(target=_accept, args=(listener, side, ended), name="control", daemon=True)
         thread.start()
         yield
 
@@ -73,20 +75,25 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _accept(listener: Listener, side: ReadSide) -> None:
+def _accept(listener: Listener, side: ReadSide, ended: threading.Event) -> None:
     free = threading.BoundedSemaphore(REQUESTS_MAX)
     while True:
         free.acquire()
         try:
             connection = listener.accept()
-        except OSError:  # closed
-            return
+        except OSError as error:
+            free.release()
+            if ended.is_set():
+                return
+            log.warning("nobody can ask", error=str(error), again_in_s=REST_S)  # too many files are open
+            ended.wait(REST_S)
+            continue
         threading.Thread(target=_answer, args=(connection, side, free), daemon=True).start()
 
 
 def _answer(connection: Connection[Any, Any], side: ReadSide, free: threading.BoundedSemaphore) -> None:
     try:
-        with connection, suppress(EOFError, ConnectionError):
+        with connection, suppress(EOFError, OSError):  # whoever asked has gone
             request = connection.recv_bytes(REQUEST_BYTES_MAX)
             connection.send_bytes(orjson.dumps(_done(side, request), default=str))
     finally:

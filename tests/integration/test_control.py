@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from multiprocessing.connection import Client
+from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 
 from outbox.errors import OutboxError, SettingsError, VerificationFailed
 from projectors import control, operations
-from projectors.control import call, holder_of, socket_of
+from projectors.control import REQUEST_BYTES_MAX, call, holder_of, socket_of
 from projectors.holding import StoreHeld, held
 from projectors.holding import holder_of as folder_holder
 from projectors.pulse import pulse
@@ -106,6 +107,32 @@ def test_many_ask_at_once(served: World) -> None:
     for thread in asking:
         thread.join()
     assert answers == [(True, [])] * len(asking)
+
+
+def test_a_question_that_is_too_long_says_so(served: World) -> None:
+    with pytest.raises(OutboxError, match="1048576 bytes of arguments at most, not 1048"):
+        call(folder_of(served), "search", {"text": "x" * REQUEST_BYTES_MAX})
+
+
+def test_it_answers_again_once_files_can_be_opened_again(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = [OSError(errno.EMFILE, "Too many open files")] * 20
+    accept = Listener.accept
+
+    def failed(self: Listener) -> Any:
+        if failing:
+            raise failing.pop()
+        return accept(self)
+
+    monkeypatch.setattr(Listener, "accept", failed)
+    monkeypatch.setattr("projectors.serving.REST_S", 0.0)
+    with world(settings_of(database, tmp_path, MEMORY)) as built, serving(built.side):
+        answers: list[Any] = []
+        asking = threading.Thread(target=lambda: answers.append(call(tmp_path, "dead_letters", {})), daemon=True)
+        asking.start()
+        asking.join(20)
+        assert answers == [(True, [])]
 
 
 def test_only_the_owner_may_ask(served: World) -> None:
