@@ -189,8 +189,9 @@ def build(
 
 
 def rollback(plan: Plan, stations: Stations) -> str:
-    """Let the generation that served before serve again; it catches up from its own checkpoint. After a crash
-    run it again.
+    """Let the generation that served before serve again, at once; it catches up from its own checkpoint, and until then
+    lacks what came since it was replaced, waited for or not. After a crash run it again: the store's alias may lead to
+    it though the row does not.
 
     Raises :class:`~outbox.errors.ProjectionError` if none is kept, :class:`Building` while a build goes on.
     """
