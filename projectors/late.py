@@ -52,6 +52,10 @@ Newest = Callable[[Mapping[str, set[str]]], Iterable[Change]]
 """Of streams and keys of theirs: the changes that bring the keys, and all else of the streams, up to date."""
 
 
+Doubts = dict[str, dict[str, set[str]]]
+"""By generation and stream: the keys of writes of which the answer never came. They outlive the session."""
+
+
 def newest_of(dsn: str, plan: Plan, registry: Registry) -> Newest:
     """Folds the streams from the log, on a connection opened for it: it is rarely asked, and by the writer's thread."""
 
@@ -77,15 +81,23 @@ def newest_of(dsn: str, plan: Plan, registry: Registry) -> Newest:
 class Late(Wrapped):
     """Watches how long each write takes. Goes right round the sink, so that no waiting of ours is counted.
 
-    ``late_s``: how long a member of the group that stands still keeps its partitions, at least.
+    ``late_s``: how long a member of the group that stands still keeps its partitions, at least. ``doubts``: those that
+    this process has from before.
     """
 
-    def __init__(self, sink: Sink, newest: Newest, late_s: float, clock: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        newest: Newest,
+        late_s: float,
+        clock: Callable[[], float] | None = None,
+        doubts: Doubts | None = None,
+    ) -> None:
         super().__init__(sink)
         self._newest = newest
         self._late_s = late_s
         self._clock = clock or _clock
-        self._doubtful: dict[str, set[str]] = {}
+        self._doubts: Doubts = {} if doubts is None else doubts
 
     def apply(self, generation: str, changes: Sequence[Change]) -> None:
         """As the sink does; then, if that came late, with what the log says now."""
@@ -93,13 +105,13 @@ class Late(Wrapped):
         try:
             self._sink.apply(generation, changes)
         except StoreUnavailable:
-            self._doubt(changes)
+            self._doubt(generation, changes)
             raise
         finally:
             took_s = self._clock() - started
             if took_s > self._late_s:
                 log.warning("a write came late: what the log says now is written again", took_s=round(took_s, 1))
-                self._doubt(changes)
+                self._doubt(generation, changes)
         self._put_right(generation)
 
     def _put_right(self, generation: str) -> None:
@@ -107,9 +119,9 @@ class Late(Wrapped):
 
         A round that writes may itself write over something newer, so the last one is one that has nothing to write.
         """
-        if not self._doubtful:
+        keys = self._doubts.pop(generation, None)
+        if not keys:
             return
-        keys, self._doubtful = self._doubtful, {}
         try:
             for _ in range(ROUNDS_MAX):
                 behind = self._left_behind(generation, list(self._newest(keys)))
@@ -118,8 +130,8 @@ class Late(Wrapped):
                 keys = _keys(behind)
                 with suppress(RecordsRefused):  # whoever folds these events next parks the stream
                     self._sink.apply(generation, behind)
-        except StoreUnavailable:
-            self._doubtful = keys
+        except Exception:
+            self._doubts[generation] = keys
             raise
 
     def _left_behind(self, generation: str, changes: Sequence[Change]) -> Sequence[Change]:
@@ -139,11 +151,14 @@ class Late(Wrapped):
         held = {stored.key: stored.version for stored in self._sink.scan(generation, [c.key for c in changes])}
         return any(_is_behind(change, held.get(change.key)) for change in changes)
 
-    def _doubt(self, changes: Iterable[Change]) -> None:
+    def _doubt(self, generation: str, changes: Iterable[Change]) -> None:
+        for other in self._doubts.keys() - {generation}:
+            del self._doubts[other]  # it serves no more
+        doubtful = self._doubts.setdefault(generation, {})
         for stream, keys in _keys(changes).items():
-            self._doubtful.setdefault(stream, set()).update(keys)
-        for stream in list(self._doubtful)[:-DOUBTFUL_MAX]:
-            del self._doubtful[stream]
+            doubtful.setdefault(stream, set()).update(keys)
+        for stream in list(doubtful)[:-DOUBTFUL_MAX]:
+            del doubtful[stream]
 
 
 def _keys(changes: Iterable[Change]) -> dict[str, set[str]]:

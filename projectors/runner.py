@@ -15,6 +15,7 @@ from outbox.errors import BrokerError, BrokerUnavailable, DatabaseError, MemberF
 from outbox.log.identity import check_identity
 from outbox.logs import logger
 from projectors import ledger
+from projectors.late import Doubts
 from projectors.pipeline import Plan
 from projectors.resilience import Pace
 from projectors.session import Session, Stations, opened
@@ -40,6 +41,7 @@ class Runner:
         self._stations = stations
         self._bootstrap = bootstrap
         self._pace = Pace(stations.resilience)
+        self._doubts: Doubts = {}
 
     def run(self, stop: threading.Event) -> None:
         """Serve the serving generation, building the first one if there is none.
@@ -71,7 +73,7 @@ class Runner:
         if stop.is_set():
             return
         with ExitStack() as stack:
-            session = Session(self._plan, self._stations, generation, stop, stack, self._pace)
+            session = Session(self._plan, self._stations, generation, stop, stack, self._pace, self._doubts)
             log.info("projecting", projector=self._plan.name, generation=generation, store=self._plan.store)
             looked = spoken = -HEARTBEAT_S
             while not stop.is_set():

@@ -24,7 +24,7 @@ from projectors import ledger
 from projectors.decoding import Deferring
 from projectors.folding import Failure, Folding
 from projectors.horizon import Horizon
-from projectors.late import Late, newest_of
+from projectors.late import Doubts, Late, newest_of
 from projectors.ledger import DeadLetter
 from projectors.pipeline import Pipeline, Plan, Ready
 from projectors.resilience import Pace, Resilience, resilient
@@ -88,6 +88,7 @@ class Session:
         stop: threading.Event,
         stack: ExitStack,
         pace: Pace | None = None,
+        doubts: Doubts | None = None,
     ) -> None:
         self._stations = stations
         self._generation = generation
@@ -98,7 +99,8 @@ class Session:
         store = stack.enter_context(stations.sink())
         self._conditional = isinstance(store, Conditional)
         if not self._conditional:
-            store = Late(store, newest_of(stations.dsn, self._plan, stations.registry), stations.late_s)
+            newest = newest_of(stations.dsn, self._plan, stations.registry)
+            store = Late(store, newest, stations.late_s, doubts=doubts)
         sink = resilient(store, plan.name, stations.resilience, stop, pace)
         sink.prepare(generation)
         self._folding = Folding(self._plan.projection, lambda below: read_below(self._log, below, self._registry))

@@ -13,7 +13,7 @@ from outbox.broker import KafkaSettings
 from outbox.broker.local_settings import LocalSettings
 from outbox.codec import Registry
 from outbox.database import Connection, connected
-from outbox.errors import StoreUnavailable
+from outbox.errors import DatabaseError, StoreUnavailable
 from outbox.event import Event, NewEvent
 from outbox.log.append import append
 from projectors.late import Late, newest_of
@@ -183,6 +183,14 @@ def test_a_write_whose_answer_never_came_is_looked_after_with_the_next(world: Wo
     assert world.held() == {"thing-1#0": 1}
     world.late.apply(G, [])
     assert world.held() == {"thing-1#0": 4}
+
+
+def test_what_cannot_be_compared_with_the_log_now_stays_doubtful(world: World) -> None:
+    doubts = {G: {"thing-1": {"thing-1#0"}}}
+    away = newest_of("host=127.0.0.1 port=1", world.plan, world.registry)
+    with pytest.raises(DatabaseError):
+        Late(world.paused, away, LATE_S, doubts=doubts).apply(G, [])
+    assert doubts == {G: {"thing-1": {"thing-1#0"}}}
 
 
 @pytest.mark.parametrize("again_s", [60, 0], ids=["for long", "for a moment"])

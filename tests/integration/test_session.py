@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from outbox.broker.protocol import Delivery, TopicPartition
-from outbox.errors import BrokerUnavailable, RecordsRefused
+from outbox.errors import BrokerUnavailable, RecordsRefused, StoreUnavailable
 from projectors import ledger, operations
 from projectors.late import Late
 from projectors.pipeline import Pipeline, Ready
+from projectors.record import Change
+from projectors.resilience import Resilience
 from projectors.session import Session
 from projectors.sinks.postgres import PostgresSink
 from tests.integration.reading import Stage, assert_equal_to_model, bad, put, settings_of, staged, until
@@ -294,3 +296,30 @@ def test_an_event_that_was_given_up_at_another_member_is_passed_over_by_who_hold
         drain(session)
     assert stage.letters() == []
     assert {key for key in stage.held() if key.startswith("thing-1#")} == {"thing-1#a", "thing-1#b"}
+
+
+def test_what_is_doubtful_is_looked_after_by_the_session_that_follows(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to a write never came, and to trying it again neither: that ends a session."""
+    apply, put_right = PostgresSink.apply, Late._put_right
+    answers = [StoreUnavailable("no answer in time")] * Resilience().attempts
+    doubtful: list[set[str]] = []
+
+    def unanswered(sink: PostgresSink, generation: str, changes: Sequence[Change]) -> None:
+        if changes and answers:
+            raise answers.pop()
+        apply(sink, generation, changes)
+
+    def looked_after(late: Late, generation: str) -> None:
+        doubtful.append(set(late._doubts.get(generation, ())))
+        put_right(late, generation)
+
+    monkeypatch.delattr(PostgresSink, "conditional")
+    monkeypatch.setattr(PostgresSink, "apply", unanswered)
+    monkeypatch.setattr(Late, "_put_right", looked_after)
+    with stage.running():
+        stage.append("thing-1", put(a=1))
+        stage.wait_all()
+    assert {"thing-1"} in doubtful
+    assert_equal_to_model(stage)
