@@ -27,8 +27,6 @@ from projectors.sinks.ladybug_graph import Session, TooLarge, open_session
 TRANSACTION_NODES: Final = 2_000
 TRANSACTION_EDGES: Final = 20_000
 """A larger batch is committed in parts: Ladybug keeps what is not yet committed in memory."""
-LARGE_CHARACTERS: Final = 1_000_000
-"""A record of less that does not fit into the memory for pages is not to blame for it."""
 STATEMENT_ROWS: Final = 1_000
 """Readers wait for a statement to end."""
 TURN_STATEMENTS: Final = 50
@@ -91,9 +89,9 @@ class _Put:
         return str(self.row["id"])
 
     @property
-    def is_large(self) -> bool:
-        texts = len(self.row["properties"]) + sum(len(e["target"]) + len(e["properties"]) for e in self.edges)
-        return texts >= LARGE_CHARACTERS
+    def size(self) -> int:
+        """Bytes of text."""
+        return sum(len(text.encode()) for row in (self.row, *self.edges) for text in row.values() if type(text) is str)
 
 
 class LadybugSink:
@@ -116,8 +114,8 @@ class LadybugSink:
 
     def apply(self, generation: str, changes: Sequence[Change]) -> None:
         refused: dict[str, str] = {}
-        for puts in _transactions(_puts(changes, refused)):
-            self._apply(generation, puts, refused)
+        for puts in _transactions(_puts(changes, self._session.part_bytes, refused), self._session.part_bytes):
+            self._apply(generation, puts)
         if refused:
             raise RecordsRefused(refused)
 
@@ -141,20 +139,17 @@ class LadybugSink:
         for page in self._pages_of(generation, keys):
             yield from page
 
-    def _apply(self, generation: str, puts: Sequence[_Put], refused: dict[str, str]) -> None:
-        """One transaction. One that is too large is halved until the record that does not fit stands alone."""
+    def _apply(self, generation: str, puts: Sequence[_Put]) -> None:
+        """One transaction. One that does not fit into the memory for pages is halved while it can be."""
         try:
             with self._session.writing():
                 self._replace(generation, puts)
-        except TooLarge as error:
-            if len(puts) > 1:
-                middle = len(puts) // 2
-                self._apply(generation, puts[:middle], refused)
-                self._apply(generation, puts[middle:], refused)
-            elif puts[0].is_large:
-                refused[puts[0].key] = str(error)
-            else:
+        except TooLarge:
+            if len(puts) == 1:
                 raise
+            middle = len(puts) // 2
+            self._apply(generation, puts[:middle])
+            self._apply(generation, puts[middle:])
 
     def _replace(self, generation: str, puts: Sequence[_Put]) -> None:
         """In one transaction: drop what was overtaken, write nodes, delete the edges they owned, write theirs."""
@@ -209,14 +204,22 @@ def open_sink(projection: str, settings: Mapping[str, Any]) -> Iterator[LadybugS
         yield LadybugSink(session)
 
 
-def _puts(changes: Sequence[Change], refused: dict[str, str]) -> list[_Put]:
+def _puts(changes: Sequence[Change], bytes_max: int, refused: dict[str, str]) -> list[_Put]:
     """The greatest version of each key as rows; what no graph can hold goes to ``refused``."""
     puts = []
     for change in newest(changes).values():
         try:
-            puts.append(_put(change))
+            put = _put(change)
         except (TypeError, UnicodeEncodeError) as error:
             refused[change.key] = str(error)
+            continue
+        if put.size > bytes_max:
+            refused[change.key] = (
+                f"a node of {put.size} bytes, its edges counted in, is larger than {bytes_max}: "
+                "a greater buffer_mib helps"
+            )
+        else:
+            puts.append(put)
     return puts
 
 
@@ -268,16 +271,18 @@ def _stored(nodes: Iterable[Sequence[Any]], edges: Iterable[Sequence[Any]]) -> l
     ]
 
 
-def _transactions(puts: Sequence[_Put]) -> Iterator[list[_Put]]:
-    """The nodes cut where a transaction would pass TRANSACTION_NODES or TRANSACTION_EDGES."""
+def _transactions(puts: Sequence[_Put], bytes_max: int) -> Iterator[list[_Put]]:
+    """The nodes cut where a transaction would pass TRANSACTION_NODES, TRANSACTION_EDGES or ``bytes_max``."""
     part: list[_Put] = []
-    edges = 0
+    edges = size = 0
     for put in puts:
-        if part and (len(part) == TRANSACTION_NODES or edges + len(put.edges) > TRANSACTION_EDGES):
+        is_full = len(part) == TRANSACTION_NODES or edges + len(put.edges) > TRANSACTION_EDGES
+        if part and (is_full or size + put.size > bytes_max):
             yield part
-            part, edges = [], 0
+            part, edges, size = [], 0, 0
         part.append(put)
         edges += len(put.edges)
+        size += put.size
     if part:
         yield part
 

@@ -32,6 +32,9 @@ BUFFER_MIB: Final = 256
 THREADS: Final = 1
 CHECKPOINT_BYTES: Final = 16 * 1024 * 1024
 """The write-ahead log goes into the database file when it is longer than this."""
+PART: Final = 16
+"""No transaction is larger than this part of the memory for pages, and no log longer: a checkpoint needs some four
+times the texts in it, and for each table those that stand beside them, of up to 131,072 nodes."""
 WAIT_S: Final = 30.0
 """Longest wait for another sink's transaction, or for a turn."""
 
@@ -59,9 +62,28 @@ class Graph:
     """An open database. ``definitions`` counts the tables made and dropped."""
 
     database: Any
+    log: Path
+    """The write-ahead log; not there when all is in the database file."""
+    buffer_mib: int
+    is_doubtful: bool = False
+    """A commit failed: the log may hold what the database does not, and must not be gone on with."""
     writing: threading.Lock = field(default_factory=threading.Lock)
     turns: Turns = field(default_factory=lambda: Turns(WAIT_S, "ladybug: another statement is running"))
     definitions: int = 0
+
+    @property
+    def part_bytes(self) -> int:
+        """The most that a transaction may hold."""
+        return self.buffer_mib * 1024 * 1024 // PART
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        return min(CHECKPOINT_BYTES, self.part_bytes)
+
+    def is_settled(self) -> bool:
+        """Whether the log is as short, and as certain, as a commit and its checkpoint leave it."""
+        length = self.log.stat().st_size if self.log.exists() else 0
+        return length <= self.checkpoint_bytes and not self.is_doubtful
 
 
 class Session:
@@ -73,7 +95,13 @@ class Session:
         self._definitions = -1
         self._in_transaction = False
         self._in_turn = False
+        self._is_left_open = False
         self._connection: Any = None
+
+    @property
+    def part_bytes(self) -> int:
+        """The most that a transaction may hold."""
+        return self._graph.part_bytes
 
     def rows(self, template: str, generation: str, most: int | None = None, **parameters: Any) -> list[list[Any]]:
         """Run one statement; ``{node}`` and ``{edge}`` in it stand for the generation's tables. ``most`` bounds
@@ -86,9 +114,15 @@ class Session:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """One writing transaction, committed at the end or rolled back by an error."""
-        with self._alone(), self._transaction("BEGIN TRANSACTION"):
-            yield
+        """One writing transaction, committed at the end or rolled back by an error.
+
+        None is begun before what was committed could go into the database file: what Ladybug commits after a
+        checkpoint or a commit that found no memory, it may be unable to read again.
+        """
+        with self._alone():
+            self._settle()
+            with self._transaction("BEGIN TRANSACTION"):
+                yield
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -126,8 +160,9 @@ class Session:
         # A connection keeps its plans, and a plan keeps the table it was made for, dropped or not. Within a
         # transaction it stays all the same: a new connection would be outside of it.
         stale = self._definitions != self._graph.definitions and not self._in_transaction
-        if self._connection is None or stale:
+        if self._connection is None or stale or self._is_left_open:
             self.close()
+            self._is_left_open = False
             self._definitions = self._graph.definitions
             self._connection = ladybug.Connection(self._graph.database, num_threads=THREADS)
         return self._connection
@@ -135,19 +170,45 @@ class Session:
     def _alone(self) -> AbstractContextManager[None]:
         return acquired(self._graph.writing, WAIT_S, "ladybug: another sink is writing")
 
+    def _settle(self) -> None:
+        if self._graph.is_settled():
+            return
+        try:
+            self._run("CHECKPOINT")
+        except TooLarge as error:
+            raise StoreUnavailable(
+                f"ladybug: the graph has outgrown buffer_mib = {self._graph.buffer_mib}: nothing more is written, and "
+                "nothing is lost; start again with a greater buffer_mib"
+            ) from error
+        self._graph.is_doubtful = False
+
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[None]:
         self._run(begin)
         self._in_transaction = True
         try:
             yield
-            self._run("COMMIT")
+            self._commit()
         except BaseException:
-            with suppress(StoreError):  # Ladybug has mostly rolled back by itself and refuses a second time
-                self._run("ROLLBACK")
+            self._roll_back()
             raise
         finally:
             self._in_transaction = False
+
+    def _commit(self) -> None:
+        try:
+            self._run("COMMIT")
+        except TooLarge:
+            self._graph.is_doubtful = True
+            raise
+
+    def _roll_back(self) -> None:
+        try:
+            self._run("ROLLBACK")
+        except StoreUnavailable:  # it may have got no turn
+            self._is_left_open = True
+        except StoreError:  # Ladybug has mostly rolled back by itself and refuses a second time
+            pass
 
     def _run(
         self, statement: str, parameters: Mapping[str, Any] | None = None, most: int | None = None
@@ -166,7 +227,10 @@ _GRAPHS: Final[Shared[Graph]] = Shared(lambda graph: graph.database.close())
 def open_session(projection: str, settings: Mapping[str, Any]) -> Iterator[Session]:
     """A session on the graph at ``path``: a folder, or a file that ends in ``.lbug``.
 
-    ``buffer_mib``, heeded where the process opens the path first, bounds the memory for pages (default 256).
+    ``buffer_mib``, heeded where the process opens the path first, bounds the memory for pages (default 256). It must be
+    some four times the texts (keys, names, properties) of 131,072 nodes, or of all if they are fewer: the default is
+    enough for 500 bytes a node, or for 12,000 nodes of 5 kB. A graph that outgrows it is written no more, until it is
+    opened with a greater one.
     Raises :class:`~outbox.errors.SettingsError`, or
     :class:`~outbox.errors.StoreUnavailable` if another process holds the path.
     """
@@ -218,12 +282,12 @@ def _open(path: Path, buffer_mib: int) -> Graph:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreUnavailable(f"ladybug: {error}") from error
+    graph = Graph(None, path.with_name(f"{path.name}.wal"), buffer_mib)
     with told_apart():
-        return Graph(
-            ladybug.Database(
-                str(path),
-                buffer_pool_size=buffer_mib * 1024 * 1024,
-                max_num_threads=THREADS,
-                checkpoint_threshold=CHECKPOINT_BYTES,
-            )
+        graph.database = ladybug.Database(
+            str(path),
+            buffer_pool_size=buffer_mib * 1024 * 1024,
+            max_num_threads=THREADS,
+            checkpoint_threshold=graph.checkpoint_bytes,
         )
+    return graph

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from projectors.query.ladybug import ROWS_MAX, LadybugReader, open_reader
 from projectors.record import Change, Document, Edge, Node, digest
 from projectors.sinks import ladybug_graph
 from projectors.sinks.ladybug import LadybugSink, open_sink
+from projectors.sinks.turns import Turns
 
 HOLDS = """
 import sys
@@ -152,20 +154,76 @@ def test_a_batch_larger_than_a_transaction_is_committed_in_parts_and_whole_at_th
     assert held(sink) == digests(changes)
 
 
+def large(key: str, characters: int) -> Change:
+    return Change(key, key, 1, Node(key, "Kind", key, {"text": key + "x" * characters}))
+
+
 def test_records_that_do_not_fit_into_memory_together_are_written_by_parts_and_one_too_large_is_refused(
     settings: dict[str, str],
 ) -> None:
-    def large(key: str, characters: int) -> Change:
-        return Change(key, key, 1, Node(key, "Kind", key, {"text": "x" * characters}))
-
-    with open_sink("p", {**settings, "buffer_mib": 64}) as sink:
+    with open_sink("p", {**settings, "buffer_mib": 128}) as sink:
         sink.prepare("g")
-        together = [large(f"n{n}", 2_000_000) for n in range(16)]
+        together = [large(f"n{n}", 2_000_000) for n in range(12)]
         sink.apply("g", together)
         with pytest.raises(RecordsRefused, match="buffer_mib") as refused:
-            sink.apply("g", [node("a", 1), large("too large", 60_000_000), node("z", 1)])
+            sink.apply("g", [node("a", 1), large("too large", 9_000_000), node("z", 1)])
         assert refused.value.reasons.keys() == {"too large"}
         assert {stored.key for stored in sink.scan("g")} == {"a", "z", *(change.key for change in together)}
+
+
+FILL = """
+import os, sys
+from outbox.errors import StoreUnavailable
+from projectors.record import Change, Node
+from projectors.sinks.ladybug import open_sink
+
+with open_sink("p", {"path": sys.argv[1], "buffer_mib": 64}) as sink:
+    sink.prepare("g")
+    failures = 0
+    for n in range(60):
+        key = f"n{n}"
+        try:
+            sink.apply("g", [Change(key, key, 1, Node(key, "Kind", key, {"text": key + "x" * 1_000_000}))])
+            print(key, flush=True)
+        except StoreUnavailable as error:
+            last, failures = error, failures + 1
+            if failures > 20:
+                break
+    print(last, file=sys.stderr)
+    os._exit(0)
+"""
+
+
+def test_a_graph_that_outgrows_its_memory_is_written_no_more_until_it_has_more(settings: dict[str, str]) -> None:
+    """What was committed after a failed checkpoint, Ladybug could not read again: not with any memory."""
+    filled = subprocess.run([sys.executable, "-c", FILL, settings["path"]], capture_output=True, text=True, check=True)
+    assert "outgrown buffer_mib = 64" in filled.stderr
+    written = set(filled.stdout.split())
+    assert written
+    with open_sink("p", {**settings, "buffer_mib": 512}) as sink:
+        sink.apply("g", [node("more", 1)])
+        held = {stored.key for stored in sink.scan("g")}
+        assert written < held
+        assert len(held - written) == 2  # and the one whose commit was followed by no checkpoint
+
+
+def test_a_transaction_that_gets_no_turn_to_be_rolled_back_does_not_make_the_next_one_fail(
+    settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_sink("p", settings) as sink:
+        sink.prepare("g")
+        graph = sink._session._graph
+
+        def replace(*_: object) -> None:
+            graph.turns = Turns(0.01, "busy")
+            busy.enter_context(graph.turns.take())
+            sink._session._run("RETURN 1")
+
+        with ExitStack() as busy, monkeypatch.context() as patch, pytest.raises(StoreUnavailable, match="busy"):
+            patch.setattr(sink, "_replace", replace)
+            sink.apply("g", [node("a", 1)])
+        sink.apply("g", [node("a", 1)])
+        assert held(sink) == digests([node("a", 1)])
 
 
 def test_five_thousand_nodes_with_twenty_thousand_edges_are_written_in_seconds(sink: LadybugSink) -> None:
