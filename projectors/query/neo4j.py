@@ -117,16 +117,20 @@ class Neo4jReader:
         Asked in one message; in a transaction of its own, which takes three and is tried again, if that fails by what
         may pass (a connection that the server has closed since).
         """
-        text = cypher(statement, label_of(self._projection, generation))
+        label = label_of(self._projection, generation)
+        text = cypher(statement, label)
         timeout_s = self._connection.settings.timeout_s
         try:
             with self._connection.session("read") as session:
                 try:
-                    return [row.data() for row in session.run(neo4j.Query(text, timeout=timeout_s), parameters)]
+                    rows = [row.data() for row in session.run(neo4j.Query(text, timeout=timeout_s), parameters)]
                 except (Neo4jError, DriverError) as error:
                     if not error.is_retryable():
                         raise
-                return session.execute_read(neo4j.unit_of_work(timeout=timeout_s)(_rows), text, parameters)
+                    rows = session.execute_read(neo4j.unit_of_work(timeout=timeout_s)(_rows), text, parameters)
+            if not rows:
+                self._connection.check_prepared(label)
+            return rows
         except StoreUnavailable:
             raise
         except StoreError as error:

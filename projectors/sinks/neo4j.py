@@ -35,7 +35,15 @@ from outbox.errors import RecordsRefused, StoreError, StoreUnavailable
 from projectors.marks import Sum
 from projectors.record import Change, Stored, digest, newest
 from projectors.sinks.neo4j_form import Row, rebuilt, row_of
-from projectors.sinks.neo4j_session import Connection, cypher, label_of, parse
+from projectors.sinks.neo4j_session import (
+    Connection,
+    TooLarge,
+    cypher,
+    label_of,
+    not_prepared,
+    once_if_too_large,
+    parse,
+)
 from projectors.sinks.neo4j_write import again_if_overtaken, write
 
 ROWS_MAX: Final = 2_000
@@ -43,8 +51,14 @@ ROWS_MAX: Final = 2_000
 end in the same transaction needs no stub; more would only hold locks longer."""
 EDGES_MAX: Final = 10_000
 """Edges written in one transaction, if no single node owns more."""
+CHARACTERS_MAX: Final = 10_000_000
+"""Written in one transaction: Neo4j keeps it in memory, each character several times."""
+LARGE_CHARACTERS: Final = 10_000_000
+"""A node of less that does not fit into the server's memory for transactions is not to blame for it."""
 PAGE_COUNT: Final = 250
 """Nodes a scan holds in memory."""
+DROP_ROWS: Final = (1_000, 30, 1)
+"""Removed in one transaction; fewer if so many do not fit into the server's memory."""
 DROP_WITHIN_S: Final = 3_600.0
 """At 7,000 to 24,000 nodes a second, some 25 million nodes or more; called again it goes on where it stopped."""
 
@@ -65,7 +79,7 @@ RETURN g.label AS label
 """
 _DROP: Final = (
     "MATCH (g:OutboxGeneration {label: $label}) DELETE g",
-    "MATCH (n:LABEL) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF 1000 ROWS",
+    "MATCH (n:LABEL) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF $rows ROWS",
     "DROP INDEX `NAME: name` IF EXISTS",
     "DROP CONSTRAINT LABEL IF EXISTS",
 )
@@ -132,42 +146,59 @@ class Neo4jSink:
         """Live nodes rebuilt from their labels' index, properties and edges, streamed page by page."""
         label = label_of(self._projection, generation)
         rows = self._pages(label) if keys is None else self._these(label, list(dict.fromkeys(keys)))
-        return (_stored(row) for row in rows)
+        found = False
+        for row in rows:
+            found = True
+            yield _stored(row)
+        if not found:
+            self._connection.check_prepared(label)
 
     def sums(self, generation: str) -> dict[int, Sum]:
         """Added up by Neo4j."""
-        rows = self._read(cypher(_SUMS, label_of(self._projection, generation)))
+        label = label_of(self._projection, generation)
+        rows = self._read(cypher(_SUMS, label))
+        if not rows:
+            self._connection.check_prepared(label)
         return {row["slice"]: Sum(row["count"], row["total"]) for row in rows}
 
     def scan_slices(self, generation: str, slices: Collection[int]) -> Iterator[Stored]:
         """Their keys first, in one go over the nodes: 100 bytes each of what is then read page by page."""
         label = label_of(self._projection, generation)
         keys = [row["key"] for row in self._read(cypher(_KEYS_OF_SLICES, label), slices=sorted(slices))]
-        return (_stored(row) for row in self._these(label, keys))
+        return self.scan(generation, keys)
 
     def switch(self, generation: str) -> None:
         """Neo4j's Community edition has no aliases: mark the generation as the one that serves."""
         label = label_of(self._projection, generation)
         with self._connection.session(f"switch to {label}") as session:
             if not list(session.run(_SWITCH, label=label, projection=self._projection)):
-                raise StoreUnavailable(f"neo4j: generation {label} has not been prepared")
+                raise not_prepared(label)
 
     def drop(self, generation: str) -> None:
         """Unmark the generation, so that late writers stop, then remove its nodes and indexes."""
         label = label_of(self._projection, generation)
-        with self._connection.session(f"drop {label}", DROP_WITHIN_S) as session:
-            for statement in _DROP:
-                session.run(cypher(statement, label), label=label).consume()
+        for rows in DROP_ROWS:
+            try:
+                with self._connection.session(f"drop {label}", DROP_WITHIN_S) as session:
+                    for statement in _DROP:
+                        session.run(cypher(statement, label), label=label, rows=rows).consume()
+                return
+            except TooLarge:
+                if rows == DROP_ROWS[-1]:
+                    raise
 
     def _apply(self, label: str, batch: Sequence[Row], refused: dict[str, str]) -> None:
-        """One transaction. A batch that is refused is halved until the culprit stands alone."""
+        """One transaction. A batch that is refused, or too large, is halved until the culprit stands alone."""
         bounded = neo4j.unit_of_work(timeout=self._connection.settings.timeout_s)
         try:
             with self._connection.session("apply") as session:
-                again_if_overtaken(lambda: session.execute_write(bounded(write), label, batch))
-        except StoreUnavailable:
-            raise
+                again_if_overtaken(lambda: session.execute_write(bounded(once_if_too_large(write)), label, batch))
         except StoreError as error:
+            passes = isinstance(error, StoreUnavailable)
+            if isinstance(error, TooLarge):
+                passes = len(batch) == 1 and batch[0].characters() < LARGE_CHARACTERS
+            if passes:
+                raise
             if len(batch) == 1:
                 refused[batch[0].key] = str(error)
                 return
@@ -198,13 +229,16 @@ class Neo4jSink:
 
 def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
     batch: list[Row] = []
-    edges = 0
+    edges = characters = 0
     for row in rows:
-        if batch and (len(batch) == ROWS_MAX or edges + len(row.edges) > EDGES_MAX):
+        is_full = len(batch) == ROWS_MAX or edges + len(row.edges) > EDGES_MAX
+        length = row.characters()
+        if batch and (is_full or characters + length > CHARACTERS_MAX):
             yield batch
-            batch, edges = [], 0
+            batch, edges, characters = [], 0, 0
         batch.append(row)
         edges += len(row.edges)
+        characters += length
     if batch:
         yield batch
 

@@ -32,6 +32,10 @@ class Row(NamedTuple):
     """Of the edges; 0 for none."""
     repairs: bool
 
+    def characters(self) -> int:
+        """About how many it has, as text."""
+        return len(orjson.dumps([self.properties, *([*ends, given] for ends, given in self.edges.items())]))
+
     def differs(self, edges_hash: int) -> bool:
         """Whether a node whose edges have this hash may own others than these. A repair does not believe it."""
         return self.repairs or self.edges_hash != edges_hash

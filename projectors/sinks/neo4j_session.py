@@ -8,11 +8,11 @@ closed from outside, which breaks the wait, and the next session gets a new driv
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import Event, Timer
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Concatenate, Final, ParamSpec, Self
 
 import neo4j
 from neo4j.exceptions import ConfigurationError, DriverError, Neo4jError
@@ -20,10 +20,18 @@ from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
 
 from outbox.errors import SettingsError, StoreError, StoreUnavailable
 
+Args = ParamSpec("Args")
+
 CONNECT_TIMEOUT_S: Final = 5.0
 SYNTAX: Final = "Neo.ClientError.Statement.SyntaxError"
+OUT_OF_MEMORY: Final = "OutOfMemoryError"
+"""How the codes end of what says that a transaction, or all of them together, need more than Neo4j may take."""
 GRACE_S: Final = 2.0
 """What a session may take beyond its transactions, for the answers to travel."""
+
+
+class TooLarge(StoreUnavailable):
+    """A transaction does not fit into the server's memory for transactions; a smaller one may."""
 
 
 class Neo4jSettings(BaseModel):
@@ -54,10 +62,17 @@ def label_of(projection: str, generation: str) -> str:
     return f"p_{projection}.{generation}"
 
 
+_PREPARED: Final = "MATCH (g:OutboxGeneration {label: $label}) RETURN count(g) AS count"
+
+
 def cypher(text: str, label: str) -> str:
     """The statement for one generation: Neo4j finds its indexes only by labels that stand in the text."""
     escaped = label.replace("`", "``")
     return re.sub("LABEL|NAME", lambda found: f"`{escaped}`" if found[0] == "LABEL" else escaped, text)
+
+
+def not_prepared(label: str) -> StoreUnavailable:
+    return StoreUnavailable(f"neo4j: generation {label} has not been prepared")
 
 
 class Connection:
@@ -94,6 +109,14 @@ class Connection:
             watch.cancel()
             if broken.is_set():
                 self._open()
+
+    def check_prepared(self, label: str) -> None:
+        """For whoever found nothing. Raises :class:`StoreUnavailable` if there is no such generation (any more): a drop
+        takes its mark first."""
+        with self.session(f"look for {label}") as session:
+            found = session.run(_PREPARED, label=label).single(strict=True)
+        if not found["count"]:
+            raise not_prepared(label)
 
     def _open(self) -> None:
         self._driver = _driver(self.settings)
@@ -143,11 +166,34 @@ def _translated(doing: str) -> Iterator[None]:
         message = f"neo4j: {doing}: {_one_line(error.message)}"
         if error.code == SYNTAX:  # the statements are ours: no record is to blame
             raise StoreUnavailable(f"{message}: the server takes no such statement, it may be too old") from error
+        if _is_too_large(error):
+            raise TooLarge(message) from error
         if error.category in ("Statement", "Schema") and not error.is_retryable():
             raise StoreError(message) from error
         raise StoreUnavailable(message) from error
     except (DriverError, OSError) as error:
         raise StoreUnavailable(f"neo4j: {doing}: {_one_line(str(error))}") from error
+
+
+def _is_too_large(error: Neo4jError) -> bool:
+    return bool(error.code and error.code.endswith(OUT_OF_MEMORY))
+
+
+def once_if_too_large(
+    work: Callable[Concatenate[neo4j.ManagedTransaction, Args], None],
+) -> Callable[Concatenate[neo4j.ManagedTransaction, Args], None]:
+    """The work of a transaction, ended by :class:`TooLarge` at once: the driver would try the same again."""
+
+    def once(tx: neo4j.ManagedTransaction, /, *args: Args.args, **kwargs: Args.kwargs) -> None:
+        try:
+            work(tx, *args, **kwargs)
+        except Neo4jError as error:
+            if _is_too_large(error):
+                with _translated("apply"):
+                    raise
+            raise
+
+    return once
 
 
 def _one_line(text: str | None) -> str:

@@ -9,7 +9,7 @@ import neo4j
 
 from outbox.errors import StoreUnavailable
 from projectors.sinks.neo4j_form import Row, labels_of, same
-from projectors.sinks.neo4j_session import cypher
+from projectors.sinks.neo4j_session import cypher, not_prepared
 
 OVERTAKEN_MAX: Final = 10
 """Each time another writer got on, so there is no livelock; more means two processes own the same streams."""
@@ -124,7 +124,7 @@ _STUB: Final = _Seen(0, -1, None)
 def _seen(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row]) -> Mapping[str, _Seen]:
     found = tx.run(cypher(_SEEN, label), label=label, given=[[row.key for row in batch]]).single()
     if found is None:
-        raise StoreUnavailable(f"neo4j: generation {label} has not been prepared")
+        raise not_prepared(label)
     return {key: _Seen(*rest) for key, *rest in found["found"]}
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from outbox.errors import StoreUnavailable
+from outbox.errors import StoreError, StoreUnavailable
 from projectors.sinks.protocol import Sink
 from tests.conformance.samples import KEYS, oddities, sample
 from tests.conformance.sinks import (
@@ -303,6 +303,20 @@ def test_prepare_switch_and_drop_may_be_repeated(space: Space, sink: Sink, kind:
     sink.drop("never_was")
     sink.prepare(two)
     assert held(sink, two) == expected([change])
+
+
+@every_kind
+def test_a_generation_that_is_not_there_is_not_taken_for_an_empty_one(sink: Sink, g: str, kind: type) -> None:
+    change = put(sample(kind, "a", 1), 1)
+    with pytest.raises(StoreError):
+        sink.apply("never", [change])
+    with pytest.raises(StoreError):
+        list(sink.scan("never"))
+    with pytest.raises(StoreError):
+        list(sink.scan("never", ["a"]))
+    sink.drop(g)
+    with pytest.raises(StoreError):
+        list(sink.scan(g))
 
 
 @every_kind

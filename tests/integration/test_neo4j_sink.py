@@ -7,20 +7,22 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
 import neo4j
 import pytest
+from neo4j.exceptions import Neo4jError
 
 from outbox.errors import RecordsRefused, SettingsError, StoreUnavailable
 from projectors.query.neo4j import open_reader
 from projectors.record import Change, Edge, Node, Stored, digest
+from projectors.sinks import neo4j as neo4j_sink
 from projectors.sinks import neo4j_session, neo4j_write
 from projectors.sinks.neo4j import Neo4jSink, open_sink
-from projectors.sinks.neo4j_form import row_of
+from projectors.sinks.neo4j_form import Row, row_of
 from projectors.sinks.neo4j_session import cypher, label_of
 
 G = "g1"
@@ -129,6 +131,53 @@ def test_a_server_that_does_not_know_a_statement_refuses_no_records(
         sink.apply(G, [put(Node(f"k{n}", "K", "n")) for n in range(3)])
     monkeypatch.undo()
     assert held(sink) == set()
+
+
+def test_what_is_too_large_for_the_servers_memory_is_written_by_parts_and_one_node_alone_is_refused(
+    sink: Neo4jSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def limited(tx: neo4j.ManagedTransaction, label: str, batch: Sequence[Row]) -> None:
+        tried.append(len(batch))
+        if sum(len(str(row.properties)) for row in batch) > 100_000:
+            code = "Neo.TransientError.General.MemoryPoolOutOfMemoryError"
+            raise Neo4jError._hydrate_neo4j(code=code, message="more than the limit")
+        neo4j_write.write(tx, label, batch)
+
+    monkeypatch.setattr(neo4j_sink, "write", limited)
+    monkeypatch.setattr(neo4j_sink, "LARGE_CHARACTERS", 200_000)
+    good = [put(Node(f"k{n}", "K", "n", {"text": "x" * 40_000})) for n in range(8)]
+    large = put(Node("too large", "K", "n", {"text": "x" * 200_000}))
+    with pytest.raises(RecordsRefused) as raised:
+        sink.apply(G, [*good, large])
+    assert raised.value.reasons.keys() == {large.key}
+    assert held(sink) == {stored(change) for change in good}
+    assert tried.count(9) == 1, "the driver tried the same again"
+    with pytest.raises(StoreUnavailable):  # too small to be to blame
+        sink.apply(G, [put(Node("other", "K", "n", {"text": "x" * 150_000}))])
+
+
+@pytest.mark.parametrize("later", [True, False], ids=["dropped", "never prepared"])
+def test_a_generation_that_is_not_there_has_no_answers(
+    sink: Neo4jSink, projection: str, settings: dict[str, Any], later: bool
+) -> None:
+    if later:
+        sink.drop(G)
+    g = G if later else "g2"
+    with open_reader(projection, settings) as reader:
+        questions: tuple[Callable[[], object], ...] = (
+            lambda: list(sink.scan(g)),
+            lambda: list(sink.scan(g, ["a"])),
+            lambda: sink.sums(g),
+            lambda: list(sink.scan_slices(g, [1])),
+            lambda: reader.find(g, "a", 1),
+            lambda: reader.neighbours(g, "a", "both", None, 1),
+            lambda: reader.paths(g, "a", "b", 2, 1),
+        )
+        for question in questions:
+            with pytest.raises(StoreUnavailable, match="has not been prepared"):
+                question()
 
 
 def test_a_late_write_to_a_dropped_generation_leaves_nothing(sink: Neo4jSink, ask: Any) -> None:
