@@ -77,11 +77,13 @@ MATCH (g:OutboxGeneration {projection: $projection})
 SET g.serving = (g.label = $label)
 RETURN g.label AS label
 """
+_EMPTY: Final = "MATCH (n:LABEL) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF $rows ROWS"
 _DROP: Final = (
     "MATCH (g:OutboxGeneration {label: $label}) DELETE g",
-    "MATCH (n:LABEL) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF $rows ROWS",
+    _EMPTY,
     "DROP INDEX `NAME: name` IF EXISTS",
     "DROP CONSTRAINT LABEL IF EXISTS",
+    _EMPTY,  # what was committed since by those who had read the mark before it went: the constraint waits for them
 )
 _PAGE: Final = """
 MATCH (n:LABEL) WHERE n._key >= $after WITH n ORDER BY n._key LIMIT $limit

@@ -187,6 +187,35 @@ def test_a_late_write_to_a_dropped_generation_leaves_nothing(sink: Neo4jSink, as
     assert ask("MATCH (n:LABEL) RETURN count(n)") == [[0]]
 
 
+def test_a_transaction_that_a_drop_overtakes_leaves_nothing(
+    sink: Neo4jSink, projection: str, settings: dict[str, Any], ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emptied, dropping = threading.Event(), ThreadPoolExecutor(1)
+
+    def make(*given: Any) -> Any:
+        """In a transaction that has read the mark: the drop goes on until it waits for this one."""
+        tasks.append(dropping.submit(drop))
+        assert emptied.wait(30)
+        return made(*given)
+
+    def drop() -> None:
+        with open_sink(projection, settings) as other:
+            other.drop(G)
+
+    def noted(text: str, label: str) -> str:
+        if text.startswith("DROP"):
+            emptied.set()
+        return cypher(text, label)
+
+    tasks: list[Any] = []
+    made = neo4j_write._make
+    monkeypatch.setattr(neo4j_write, "_make", make)
+    monkeypatch.setattr(neo4j_sink, "cypher", noted)
+    sink.apply(G, [put(Node("a", "K", "A"))])
+    tasks[0].result(30)
+    assert ask("MATCH (n:LABEL) RETURN count(n)") == [[0]]
+
+
 def test_writers_at_once_leave_each_node_with_the_edges_of_its_last_version(
     sink: Neo4jSink, projection: str, settings: dict[str, Any]
 ) -> None:
