@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,8 +40,10 @@ class Layout:
 
     @cached_property
     def projecting(self) -> Mapping[str, Projecting]:
-        """The projectors' settings; the mode's own three if none are set."""
+        """The projectors' settings; the mode's own three if none are set. Raises
+        :class:`~outbox.errors.SettingsError` for two names that cannot stand beside each other."""
         if self.settings.projectors:
+            _check_names(self.settings.projectors)
             return self.settings.projectors
         stores = EMBEDDED if self.settings.mode == "embedded" else SERVERS
         return {name: Projecting(projection=name, store=store) for name, store in stores.items()}
@@ -77,6 +80,17 @@ class Layout:
         if store == "postgres":
             given.setdefault("dsn", self.dsn)
         return given
+
+
+def _check_names(projectors: Mapping[str, Projecting]) -> None:
+    """In Elasticsearch a projector's alias and the indexes of another must not have one name."""
+    names = [name for name, settings in projectors.items() if settings.store == "elasticsearch"]
+    for name in names:
+        shorter = re.sub(r"-g[0-9]+(-write)?$", "", name)
+        if shorter != name and shorter in names:
+            raise SettingsError(
+                f"projectors.{name}: {shorter!r} has an index of that name in elasticsearch: give one another name"
+            )
 
 
 def _imported(name: str, wanted: str) -> Projection:
