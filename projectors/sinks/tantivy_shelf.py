@@ -11,7 +11,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -59,9 +59,14 @@ class Opened:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _writer: Any = None
 
-    def alone(self) -> AbstractContextManager[None]:
-        """No other sink of this process writes meanwhile (one of another process is refused by :meth:`replace`)."""
-        return acquired(self._lock, WAIT_S, "tantivy: another sink is writing")
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other sink writes meanwhile, of this process or of another: the writer has the lock on the file."""
+        with acquired(self._lock, WAIT_S, "tantivy: another sink is writing"):
+            if self._writer is None:
+                with told_apart():
+                    self._writer = self.index.writer(heap_size=WRITER_BYTES, num_threads=1)
+            yield
 
     def replace(self, documents: Mapping[str, Any]) -> None:
         """Put each document in the place of all those of its key, in one commit, durable and visible at the end."""
@@ -74,8 +79,6 @@ class Opened:
             self.index.reload()
 
     def _commit(self, documents: Mapping[str, Any]) -> None:
-        if self._writer is None:
-            self._writer = self.index.writer(heap_size=WRITER_BYTES, num_threads=1)
         for key, document in documents.items():
             self._writer.delete_documents_by_term("key", key)
             self._writer.add_document(document)

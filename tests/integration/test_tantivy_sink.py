@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -245,3 +246,31 @@ def test_a_folder_that_cannot_be_made_is_an_unavailable_store(tmp_path: Path) ->
     (tmp_path / "file").touch()
     with open_sink("p", {"path": str(tmp_path / "file")}) as sink, pytest.raises(StoreUnavailable):
         sink.prepare("g")
+
+
+WRITES_ONCE = """
+import sys
+from projectors.record import Change, Document
+from projectors.sinks.tantivy import open_sink
+with open_sink("p", {"path": sys.argv[1]}) as sink:
+    sink.apply("g", [Change("k", "k", 5, Document("k", "K", "newer", "newer", {}))])
+"""
+
+
+def test_versions_are_read_when_no_other_process_can_write_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = sinks_tantivy._versions
+    others: list[int] = []
+
+    def and_another_writes(*given: Any) -> dict[str, int]:
+        versions = read(*given)
+        run = subprocess.run([sys.executable, "-c", WRITES_ONCE, str(tmp_path)], capture_output=True, check=False)
+        others.append(run.returncode)
+        return versions
+
+    with open_sink("p", {"path": str(tmp_path)}) as sink:
+        sink.prepare("g")
+        monkeypatch.setattr(sinks_tantivy, "_versions", and_another_writes)
+        sink.apply("g", [Change("k", "k", 2, Document("k", "K", "older", "older", {}))])
+        assert others != [0] or [stored.version for stored in sink.scan("g")] == [5]
