@@ -20,7 +20,11 @@ from projectors.record import Change, Stored
 
 
 class Sink(Protocol):
-    """A sink is used by one thread at a time."""
+    """A sink is used by one thread at a time.
+
+    A generation that was dropped, or never prepared, is not an empty one: ``apply`` and ``scan`` raise
+    :class:`~outbox.errors.StoreError`.
+    """
 
     def prepare(self, generation: str) -> None:
         """Make the generation's collection, index, table or constraints if they are not there. Idempotent."""
