@@ -17,9 +17,10 @@ from typing import Final
 from outbox.database import Connection, connected
 from outbox.errors import RecordsRefused
 from projectors import ledger
+from projectors.building import lock
 from projectors.model import model_some
 from projectors.pipeline import Plan, embedded
-from projectors.rebuild import TRIAL, lock, upcoming
+from projectors.rebuild import TRIAL, upcoming
 from projectors.record import Change
 from projectors.session import Stations
 from projectors.sinks.protocol import Sink
@@ -76,7 +77,7 @@ class RepairForecast:
 def forecast(plan: Plan, stations: Stations, *, check: bool) -> Forecast:
     """What the next rebuild would do; ``check``: with its verification.
 
-    Raises :class:`~projectors.rebuild.Building` while a build or another dry run goes on.
+    Raises :class:`~projectors.building.Building` while a build or another dry run goes on.
     """
     with connected(stations.dsn) as connection, stations.sink() as sink:
         lock(connection, plan.name)

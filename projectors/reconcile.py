@@ -21,9 +21,10 @@ from outbox.log.identity import Identity, cursor_ahead, halt, read_identity
 from outbox.log.read import categories
 from outbox.logs import logger
 from projectors import ledger
+from projectors.building import Progress
 from projectors.ledger import Generation
 from projectors.pipeline import Plan
-from projectors.rebuild import Built, Progress, rebuild
+from projectors.rebuild import Built, rebuild
 from projectors.sinks.protocol import Sink
 from projectors.verify import Verifier
 from projectors.wiring import ReadSide

@@ -67,7 +67,7 @@ POINTS: Mapping[str, Point] = {
     "project.checkpoint": Point("projectors.ledger", "save_checkpoints"),
     "rebuild.begin": Point("projectors.ledger", "begin_generation"),
     "rebuild.load": Point("projectors.ledger", "note_progress"),
-    "rebuild.catch_up": Point("projectors.rebuild", "_CatchingUp.wait"),
+    "rebuild.catch_up": Point("projectors.catching_up", "CatchingUp.wait"),
     "rebuild.verify": Point("projectors.operations", "_compared"),
     "rebuild.alias": Point("projectors.sinks.postgres", "PostgresSink.switch"),
     "rebuild.alias.documents": Point("projectors.sinks.elasticsearch", "ElasticsearchSink.switch"),

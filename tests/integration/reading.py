@@ -21,7 +21,7 @@ from outbox.log.statement import Token
 from outbox.settings import Projecting, Settings, load
 from projectors import ledger
 from projectors.ledger import DeadLetter
-from projectors.rebuild import BUILD_LOCK
+from projectors.building import BUILD_LOCK
 from projectors.record import Document, Record, Row, digest
 from projectors.verify import Report, Verifier
 from projectors.wait import wait_for

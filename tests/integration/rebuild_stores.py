@@ -14,7 +14,7 @@ import psycopg
 from elasticsearch import Elasticsearch
 from psycopg import sql
 
-from projectors import rebuild
+from projectors import loading
 from projectors.record import Document, Node, Record, Vector
 from tests.faults import launch, points
 from tests.faults.points import Point
@@ -134,7 +134,7 @@ def step(place: Place, name: str) -> Point:
         "prepare": Point(module, f"{owner}.prepare"),
         "apply": Point(module, f"{owner}.apply"),
         "note": Point("projectors.ledger", "note_progress"),
-        "catch up": Point("projectors.rebuild", "_CatchingUp.wait"),
+        "catch up": Point("projectors.catching_up", "CatchingUp.wait"),
         "session": Point("projectors.session", "Session.step"),
         "checkpoint": Point("projectors.ledger", "save_checkpoints"),
         "verify": Point("projectors.operations", "_compared"),
@@ -149,7 +149,7 @@ def step(place: Place, name: str) -> Point:
 
 def command(place: str, arguments: Sequence[str], settings: dict[str, str], log: str) -> None:
     """Run ``outbox ARGUMENTS`` in this process, with loads of several batches and the points above."""
-    rebuild.LOAD_BATCH = 50
+    loading.LOAD_BATCH = 50
     order = settings.get(points.ORDER)
     if order:
         name = order.split(":")[0]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from outbox.settings import load
-from projectors import ledger, operations, rebuild, verify
+from projectors import ledger, loading, operations, rebuild, verify
 from projectors.session import Session
 from projectors.sinks.postgres import PostgresSink
 from projectors.wiring import open_read_side
@@ -54,7 +54,7 @@ POINTS: dict[str, Callable[[], None]] = {
     "before the store is prepared": lambda: before(PostgresSink, "prepare"),
     "in the load, before a batch": lambda: before(PostgresSink, "apply", 2),
     "in the load, before its progress is noted": lambda: before(ledger, "note_progress", 2),
-    "when it is loaded": lambda: before(rebuild, "_CatchingUp"),
+    "when it is loaded": lambda: before(rebuild, "CatchingUp"),
     "in the catch-up, before an apply": lambda: before(Session, "step"),
     "in the catch-up, before the checkpoint": lambda: before(ledger, "save_checkpoints"),
     "in the verification": lambda: before(verify.Verifier, "_suspects"),
@@ -67,7 +67,7 @@ POINTS: dict[str, Callable[[], None]] = {
 def main() -> None:
     told = json.loads(sys.argv[1])
     if told["point"]:
-        rebuild.LOAD_BATCH = 50  # so that a load has several batches
+        loading.LOAD_BATCH = 50  # so that a load has several batches
         POINTS[told["point"]]()
     with open_read_side(load(**told["settings"]), {"parts": Parts()}) as side:
         operations.rebuild(side, projector="rows")

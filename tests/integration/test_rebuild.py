@@ -18,8 +18,8 @@ import pytest
 from outbox.database import connected
 from outbox.errors import ProjectionError, VerificationFailed
 from outbox.log.append import append
-from projectors import ledger, operations, rebuild, verify
-from projectors.rebuild import Building
+from projectors import ledger, loading, operations, rebuild, verify
+from projectors.building import Building
 from projectors.record import Change, Row
 from projectors.resilience import Wrapped
 from projectors.session import Session
@@ -131,10 +131,10 @@ def test_a_build_catches_up_in_larger_batches_than_it_will_serve_with(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or writers that are faster than the store keep it from ever serving."""
-    load, step, taken = rebuild._Load.run, Session.step, list[int]()
+    load, step, taken = loading.Load.run, Session.step, list[int]()
 
-    def meanwhile(loading: rebuild._Load, stop: threading.Event) -> tuple[int, int]:
-        loaded = load(loading, stop)
+    def meanwhile(running: loading.Load, stop: threading.Event) -> tuple[int, int]:
+        loaded = load(running, stop)
         stage.append("thing-busy", *(put(a=n) for n in range(400)))
         stage.wait_all()
         return loaded
@@ -145,7 +145,7 @@ def test_a_build_catches_up_in_larger_batches_than_it_will_serve_with(
 
     with stage.running():
         stage.wait_all()
-        monkeypatch.setattr(rebuild._Load, "run", meanwhile)
+        monkeypatch.setattr(loading.Load, "run", meanwhile)
         monkeypatch.setattr(Session, "step", counted)
         assert rebuilt(stage) == "g2"
     assert max(taken) > stage.side.stations("rows").resilience.batch
@@ -155,7 +155,7 @@ def test_a_build_catches_up_in_larger_batches_than_it_will_serve_with(
 def test_a_load_makes_vectors_of_the_next_texts_while_the_store_takes_those_before(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rebuild, "LOAD_BATCH", 1)
+    monkeypatch.setattr(loading, "LOAD_BATCH", 1)
     made, met = threading.Semaphore(0), list[bool]()
 
     class Waiting(Wrapped):
@@ -295,12 +295,12 @@ def test_a_generation_that_differs_does_not_serve_and_the_next_build_begins_anew
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert rebuilt(stage) == "g1"
-    apply = rebuild._Load._write
+    apply = loading.Load._write
 
-    def losing(load: rebuild._Load, batch: list, *rest: object) -> None:
+    def losing(load: loading.Load, batch: list, *rest: object) -> None:
         apply(load, [c for c in batch if c.key != "thing-7#a"], *rest)
 
-    monkeypatch.setattr(rebuild._Load, "_write", losing)
+    monkeypatch.setattr(loading.Load, "_write", losing)
     monkeypatch.setattr(verify, "SETTLE_S", 0.2)  # no relay runs: nothing is in flight
     with pytest.raises(VerificationFailed, match="1 records of g2 differ"):
         rebuilt(stage)
@@ -401,17 +401,17 @@ def test_a_build_that_goes_on_with_a_mended_projection_parks_no_longer(stage: St
 def test_what_is_given_up_while_a_build_loads_does_not_park_its_stream_for_good(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = rebuild._Load.run
+    load = loading.Load.run
 
-    def meanwhile(loading: rebuild._Load, stop: threading.Event) -> tuple[int, int]:
+    def meanwhile(running: loading.Load, stop: threading.Event) -> tuple[int, int]:
         operations.discard_dead_letter(stage.side, projector="rows", stream="thing-1")
-        return load(loading, stop)
+        return load(running, stop)
 
     stage.append("thing-1", bad(), put(b=1))
     with stage.running():
         stage.wait_all()
         assert [letter.stream for letter in stage.letters()] == ["thing-1"]
-        monkeypatch.setattr(rebuild._Load, "run", meanwhile)
+        monkeypatch.setattr(loading.Load, "run", meanwhile)
         assert rebuilt(stage) == "g2"
         until(lambda: stage.letters() == [], "it is tried once more in the new generation")
         assert {"thing-1#a", "thing-1#b"} <= set(stage.held())

@@ -10,7 +10,8 @@ import pytest
 from outbox.database import connected
 from outbox.errors import ProjectionError, SettingsError
 from projectors import forecast, ledger, operations, rebuild, verify
-from projectors.rebuild import TRIAL, Building
+from projectors.building import Building, lock
+from projectors.rebuild import TRIAL
 from tests.integration.reading import Stage, assert_equal_to_model, put, settings_of, staged
 
 STREAMS = 120
@@ -104,7 +105,7 @@ def test_what_a_killed_dry_run_left_is_dropped_by_the_next_build(stage: Stage) -
 
 def test_a_dry_run_beside_a_build_is_told_so(stage: Stage) -> None:
     with connected(stage.side.write.dsn) as connection:
-        rebuild.lock(connection, "rows")
+        lock(connection, "rows")
         with pytest.raises(Building, match="another process"):
             dry(stage)
 

@@ -85,6 +85,7 @@ def fill(connection, step):
 @pytest.mark.parametrize("step", range(1, NEWEST))
 def test_the_relay_goes_on_where_it_stood_and_so_do_producers(step, engine, old, monkeypatch):
     monkeypatch.setattr("outbox.relay.leader.REDRIVE_EVERY_S", 0)
+    monkeypatch.setattr("outbox.relay.leader.REDRIVE_SHARE", 0)
     recorder, settings = Recorder(), RelaySettings(engine=engine)
     with without_slots(old(step)) as dsn, connected(dsn) as connection:
         fill(connection, step)
