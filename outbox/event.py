@@ -86,7 +86,8 @@ def category_of(stream: str) -> str:
 
 def check_stream(stream: str) -> str:
     """Return ``stream`` if it can name a stream, else raise :class:`InvalidEvent`."""
-    if not stream or not category_of(stream):
+    category = category_of(stream)
+    if not category:
         raise InvalidEvent(f"stream name {stream!r} is empty before its first '-'", "stream")
     if len(stream) > STREAM_LENGTH_MAX:
         raise InvalidEvent(f"stream name of {len(stream)} characters is longer than {STREAM_LENGTH_MAX}", "stream")
@@ -94,12 +95,11 @@ def check_stream(stream: str) -> str:
         raise InvalidEvent(f"stream name {stream!r} holds a character that cannot be printed", "stream")
     if len(stream.encode()) > STREAM_BYTES_MAX:
         raise InvalidEvent(f"stream name of {len(stream.encode())} bytes is longer than {STREAM_BYTES_MAX}", "stream")
-    if len(category_of(stream)) > CATEGORY_LENGTH_MAX:  # no broker would ever take its events
+    if len(category) > CATEGORY_LENGTH_MAX:  # no broker would ever take its events
         raise InvalidEvent(
-            f"category of {len(category_of(stream))} characters is longer than {CATEGORY_LENGTH_MAX}: topics are named"
-            " after it",
+            f"category of {len(category)} characters is longer than {CATEGORY_LENGTH_MAX}: topics are named after it",
             "stream",
         )
-    if any(not (c.isascii() and (c.isalnum() or c in "._")) for c in category_of(stream)):
-        raise InvalidEvent(f"category {category_of(stream)!r} may hold only letters, digits, '.' and '_'", "stream")
+    if any(not (c.isascii() and (c.isalnum() or c in "._")) for c in category):
+        raise InvalidEvent(f"category {category!r} may hold only letters, digits, '.' and '_'", "stream")
     return stream

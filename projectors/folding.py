@@ -8,9 +8,9 @@ between two of them, or that changed and changed back, may be in the store alrea
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, Final, NamedTuple
 
 from outbox.errors import ProjectionError
@@ -96,6 +96,28 @@ def forms(projection: Projection, stream: str, value: Any) -> Forms:
     return {key: (record, stated(record)) for key, record in records.items()}
 
 
+def versions(
+    projection: Projection, resets: Resets | None, stream: str, events: Iterable[Event]
+) -> Iterator[tuple[State, Forms | Failure]]:
+    """Each version's state and records, or why it has none. Behind such a one come those that begin anew, if any."""
+    state, failed = State(), False
+    for event in events:
+        base = begun(resets, state, event)
+        if failed and base is state:
+            continue
+        try:
+            state = advance(projection, base, event)
+            made = forms(projection, stream, state.value)
+        except Exception as error:  # noqa: BLE001  # the projection's own code may raise anything
+            failed = True
+            yield state, _failure(event, error)
+            if resets is None:
+                return
+        else:
+            failed = False
+            yield state, made
+
+
 def touched(before: Forms, after: Forms) -> set[str]:
     """The keys whose record is new, other or gone."""
     gone = before.keys() - after.keys()
@@ -140,21 +162,14 @@ class Folding:
     def whole(self, stream: str, events: Iterable[Event]) -> Folded:
         """One stream from its beginning, whatever is remembered of it: each key that any of its states had is written
         as the last one has it. What fails is no failure if a later event makes it void."""
-        state = State()
+        state, failure = State(), None
         current: Forms = {}
         changed: set[str] = set()
-        first: Event | None = None
-        failure: Failure | None = None
-        for event in events:
-            first = first or event
-            base = begun(self._resets, state, event)
-            if failure is not None and base is state:
-                continue
-            try:
-                after = advance(self._projection, base, event)
-                made = forms(self._projection, stream, after.value)
-            except Exception as error:  # noqa: BLE001  # the projection's own code may raise anything
-                failure = failure or _failure(event, error)
+        coming = iter(events)
+        first = next(coming, None)
+        for after, made in versions(self._projection, self._resets, stream, chain([first] if first else (), coming)):
+            if isinstance(made, Failure):
+                failure = failure or made
                 continue
             changed |= touched(current, made)
             state, current, failure = after, made, None

@@ -12,7 +12,7 @@ from outbox.errors import RecordsRefused
 from projectors import ledger
 from projectors.building import Progress
 from projectors.folding import Failure
-from projectors.ledger import DeadLetter, Generation
+from projectors.ledger import Generation
 from projectors.model import model
 from projectors.pipeline import Plan, embedded
 from projectors.record import Change
@@ -93,15 +93,5 @@ class Load:
         self._tell("load", streams, records)
 
     def _park(self, failure: Failure) -> None:
-        letter = DeadLetter(
-            self._plan.name,
-            self._generation.name,
-            failure.stream,
-            failure.version,
-            failure.type,
-            failure.error,
-            1,
-        )
-        # What was given up meanwhile: whoever follows the generation once it serves tries the stream once more.
-        given_up = self._skipped.given_up_since(self._connection, self._plan.name, failure)
-        ledger.park(self._connection, letter, retry=given_up)
+        """What was given up meanwhile: whoever follows the generation once it serves tries the stream once more."""
+        self._skipped.park(self._connection, self._plan.name, self._generation.name, failure)

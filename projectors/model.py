@@ -16,7 +16,7 @@ from outbox.event import Event, Resets, category_of
 from outbox.log.read import read_below, read_by_stream, read_stream
 from outbox.log.statement import VERSION_MAX
 from projectors.decoding import Deferring
-from projectors.folding import Failure, Forms, State, advance, begun, forms, said
+from projectors.folding import Failure, Forms, State, advance, begun, forms, versions
 from projectors.pipeline import Plan
 from projectors.projection import resets_of
 from projectors.record import Change, Record
@@ -90,35 +90,13 @@ def fold_each(plan: Plan, stream: str, events: Iterable[Event], resets: Resets |
     makes it void.
     """
     done, failure, ever = Modelled(stream, 0, ()), None, frozenset[str]()
-    for version, made in versions(plan, stream, events, resets):
+    for state, made in versions(plan.projection, resets, stream, events):
         if isinstance(made, Failure):
             failure = made
         else:
             failure, ever = None, ever | made.keys()
-            done = Modelled(stream, version, _records(made))
+            done = Modelled(stream, state.version, _records(made))
     return replace(done, failure=failure, ever=ever)
-
-
-def versions(
-    plan: Plan, stream: str, events: Iterable[Event], resets: Resets | None = None
-) -> Iterator[tuple[int, Forms | Failure]]:
-    """The records of each version, or why it has none. Behind such a one come those that begin anew, if any."""
-    state, failed = State(), False
-    for event in events:
-        base = begun(resets, state, event)
-        if failed and base is state:
-            continue
-        try:
-            state = advance(plan.projection, base, event)
-            made = forms(plan.projection, stream, state.value)
-        except Exception as error:  # noqa: BLE001  # likewise
-            failed = True
-            yield event.version, Failure(stream, event.version, event.type, said(error))
-            if resets is None:
-                return
-        else:
-            failed = False
-            yield event.version, made
 
 
 def _records(made: Forms) -> tuple[Record, ...]:

@@ -25,7 +25,6 @@ from projectors.decoding import Deferring
 from projectors.folding import Failure, Folding
 from projectors.horizon import Horizon
 from projectors.late import Doubts, Late, newest_of
-from projectors.ledger import DeadLetter
 from projectors.pipeline import Pipeline, Plan, Ready
 from projectors.resilience import Pace, Resilience, resilient
 from projectors.sinks.protocol import Conditional, Sink
@@ -292,11 +291,7 @@ class Session:
             log.info("no longer parked", projector=self._plan.name, stream=stream)
 
     def _park(self, failure: Failure) -> None:
-        letter = DeadLetter(
-            self._plan.name, self._generation, failure.stream, failure.version, failure.type, failure.error, 1
-        )
-        given_up = self._skipping.given_up_since(self._state, self._plan.name, failure)
-        ledger.park(self._state, letter, retry=given_up)
+        self._skipping.park(self._state, self._plan.name, self._generation, failure)
         self._parked.add(failure.stream)
 
 

@@ -13,7 +13,9 @@ from typing import Any, Final
 
 from outbox.database import Connection
 from outbox.event import Event, Resets
+from projectors import ledger
 from projectors.folding import Failure
+from projectors.ledger import DeadLetter
 from projectors.pipeline import Plan
 from projectors.projection import Projection, resets_of
 from projectors.record import Record
@@ -67,7 +69,12 @@ class Skipping:
         """Take up what is skipped as of now."""
         self.skipped = frozenset(connection.execute(_LOAD, [projector]).fetchall())
 
-    def given_up_since(self, connection: Connection, projector: str, failure: Failure) -> bool:
+    def park(self, connection: Connection, projector: str, generation: str, failure: Failure) -> None:
+        """Write the failure down; to be tried once more if its event was given up meanwhile."""
+        letter = DeadLetter(projector, generation, failure.stream, failure.version, failure.type, failure.error, 1)
+        ledger.park(connection, letter, retry=self._given_up_since(connection, projector, failure))
+
+    def _given_up_since(self, connection: Connection, projector: str, failure: Failure) -> bool:
         """Whether the event that failed was given up after :meth:`load`, which is done again: the stream only needs to
         be tried once more. Nobody else would ask for that, since giving it up has asked already."""
         if not failure.type:

@@ -21,8 +21,8 @@ from outbox.event import category_of
 from outbox.log.read import read_stream
 from projectors import ledger
 from projectors.decoding import Deferring
-from projectors.folding import Failure, Forms
-from projectors.model import model_of, versions
+from projectors.folding import Failure, Forms, versions
+from projectors.model import model_of
 from projectors.pipeline import Plan, embedded, embedded_records
 from projectors.projection import resets_of
 from projectors.record import Change, Record, Stored, digest
@@ -208,9 +208,9 @@ class Verifier:
         if category_of(stream) not in self._plan.projection.categories:
             return
         events = read_stream(self._connection, stream, Deferring(self._registry))
-        for version, made in versions(self._plan, stream, events, resets_of(self._plan.projection)):
+        for state, made in versions(self._plan.projection, resets_of(self._plan.projection), stream, events):
             if not isinstance(made, Failure):
-                yield version, made
+                yield state.version, made
 
     def _digest(self, made: tuple[Record, bytes] | None) -> bytes | None:
         return None if made is None else digest(embedded_records([made[0]], self._plan.embed)[0])

@@ -52,18 +52,12 @@ CROSS JOIN LATERAL (
 ) AS m
 ORDER BY w.ord, m."offset"
 """
+# Of what is left from an offset on. What was trimmed need not be the beginning: a part in use is left for another time,
+# and later ones are emptied.
 RANGE: Final = """
 SELECT coalesce((SELECT b."offset" FROM outbox.broker_message b
-                 WHERE b.topic_id = p.topic_id AND b.partition = p.partition ORDER BY b."offset" LIMIT 1),
-                p.next_offset), p.next_offset
-FROM outbox.broker_topic t JOIN outbox.broker_partition p USING (topic_id)
-WHERE t.topic = %s AND p.partition = %s
-"""
-# What was trimmed need not be the beginning: a part in use is left for the next time, and later ones are emptied.
-NEXT: Final = """
-SELECT coalesce((SELECT b."offset" FROM outbox.broker_message b
                  WHERE b.topic_id = p.topic_id AND b.partition = p.partition AND b."offset" >= %s
-                 ORDER BY b."offset" LIMIT 1), p.next_offset)
+                 ORDER BY b."offset" LIMIT 1), p.next_offset), p.next_offset
 FROM outbox.broker_topic t JOIN outbox.broker_partition p USING (topic_id)
 WHERE t.topic = %s AND p.partition = %s
 """
@@ -146,7 +140,7 @@ class LocalConsumer:
         self._share_at = time.monotonic() + self._settings.lease_s / BEATS_PER_LEASE
 
     def _begin(self, connection: Connection, tp: TopicPartition, wanted: int | None) -> int:
-        row = connection.execute(RANGE, tp).fetchone()
+        row = connection.execute(RANGE, [0, *tp]).fetchone()
         earliest, end = row or (0, 0)
         if wanted is None or earliest <= wanted <= end:
             return earliest if wanted is None else wanted
@@ -220,7 +214,7 @@ class LocalConsumer:
         """There was something to read and nothing came: it has been trimmed, or the lease is lost."""
         for tp in silent:
             place = self._places[tp]
-            row = connection.execute(NEXT, [place.at, *tp]).fetchone()
+            row = connection.execute(RANGE, [place.at, *tp]).fetchone()
             if row is not None and row[0] > place.at:
                 self._log_gap(tp, place.at, row[0])
                 place.at = row[0]

@@ -26,10 +26,11 @@ from chromadb.api import ClientAPI, ServerAPI
 from chromadb.api.models.Collection import Collection
 from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, Settings
 from chromadb.errors import ChromaError, NotFoundError
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
 from outbox.errors import SettingsError, StoreError, StoreUnavailable
 from projectors.sinks.chroma_engine import Engine, EngineClient, EngineCollection
+from projectors.sinks.given import checked
 from projectors.sinks.shared import Shared
 
 TIMEOUT_S: Final = 30.0
@@ -70,12 +71,7 @@ class ChromaSettings(BaseModel):
 def parse(settings: Mapping[str, Any]) -> ChromaSettings:
     """Check the settings, which are texts if they come from the environment; raises :class:`SettingsError` that names
     the key."""
-    try:
-        parsed = ChromaSettings.model_validate(dict(settings))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(f"chroma: setting {key!r}: {first['msg']}") from error
+    parsed = checked("chroma", ChromaSettings, settings)
     if (parsed.path is None) == (parsed.url is None):
         raise SettingsError("chroma: give either 'path' (a folder) or 'url' (a server)")
     return parsed

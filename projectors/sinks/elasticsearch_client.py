@@ -9,9 +9,10 @@ from typing import Any, Final, Literal
 from elastic_transport import ConnectionTimeout
 from elasticsearch import ApiError, Elasticsearch, TransportError
 from elasticsearch.serializer import OrjsonSerializer
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
 
 from outbox.errors import SettingsError, StoreError, StoreUnavailable
+from projectors.sinks.given import checked
 
 RETRY_AFTER_S: Final = 2.0
 """Elasticsearch gives no Retry-After with its 429; its queues drain within seconds."""
@@ -34,12 +35,7 @@ class ElasticsearchSettings(BaseModel):
 
 def parse(settings: Mapping[str, Any]) -> ElasticsearchSettings:
     """Check the settings; raises :class:`SettingsError` that names the key."""
-    try:
-        return ElasticsearchSettings.model_validate(dict(settings))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(f"elasticsearch: setting {key!r}: {first['msg']}") from error
+    return checked("elasticsearch", ElasticsearchSettings, settings)
 
 
 def connect(settings: ElasticsearchSettings) -> Elasticsearch:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
 import orjson
@@ -83,15 +83,16 @@ class _Put:
     edges: list[dict[str, str]]
     beats: int
     """It is written where the stored version is below this."""
+    size: int = field(init=False)
+    """Bytes of text."""
+
+    def __post_init__(self) -> None:
+        texts = (text for row in (self.row, *self.edges) for text in row.values() if type(text) is str)
+        object.__setattr__(self, "size", sum(len(text.encode()) for text in texts))
 
     @property
     def key(self) -> str:
         return str(self.row["id"])
-
-    @property
-    def size(self) -> int:
-        """Bytes of text."""
-        return sum(len(text.encode()) for row in (self.row, *self.edges) for text in row.values() if type(text) is str)
 
 
 class LadybugSink:

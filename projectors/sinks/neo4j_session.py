@@ -16,9 +16,10 @@ from typing import Any, Concatenate, Final, ParamSpec, Self
 
 import neo4j
 from neo4j.exceptions import ConfigurationError, DriverError, Neo4jError
-from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveFloat
 
 from outbox.errors import SettingsError, StoreError, StoreUnavailable
+from projectors.sinks.given import checked
 
 Args = ParamSpec("Args")
 
@@ -49,12 +50,7 @@ class Neo4jSettings(BaseModel):
 
 def parse(settings: Mapping[str, Any]) -> Neo4jSettings:
     """Check the settings; raises :class:`SettingsError` that names the key."""
-    try:
-        return Neo4jSettings.model_validate(dict(settings))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(f"neo4j: setting {key!r}: {first['msg']}") from error
+    return checked("neo4j", Neo4jSettings, settings)
 
 
 def label_of(projection: str, generation: str) -> str:

@@ -22,7 +22,7 @@ from psycopg import errors, sql
 
 from outbox.errors import RecordsRefused, SettingsError, StoreError, StoreUnavailable
 from projectors.marks import Sum, mark_of
-from projectors.record import Change, Row, Stored, Value, digest, newest
+from projectors.record import Change, Row, Stored, Value, digest, newest, storable
 
 SCHEMA: Final = "outbox_rows"
 TIMEOUT_S: Final = 30.0
@@ -334,7 +334,7 @@ def _stored(key: str, stream: str, version: int, kind: str, body: str) -> Stored
 
 
 def _storable(key: str) -> bool:
-    return "\x00" not in key and not any("\ud800" <= c <= "\udfff" for c in key)
+    return "\x00" not in key and storable(key)
 
 
 def _line(error: Exception) -> str:

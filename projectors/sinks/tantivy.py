@@ -19,7 +19,7 @@ import tantivy
 
 from outbox.errors import RecordsRefused
 from projectors.marks import SLICE_BITS, SLOT_BITS, UNMARKED, Sum, mark_of, slot_of, summed
-from projectors.record import Change, Document, Stored, digest, newest
+from projectors.record import Change, Document, Stored, digest, newest, storable
 from projectors.sinks.tantivy_shelf import Shelf, open_shelf, schema, told_apart
 
 KEY_BYTES_MAX: Final = 65_530
@@ -172,7 +172,7 @@ def _live_between(searcher: Any, low: int, high: int) -> Iterator[list[Any]]:
 
 
 def _stored_of(searcher: Any, key: str) -> Iterator[Stored]:
-    if any("\ud800" <= c <= "\udfff" for c in key):
+    if not storable(key):
         return
     if address := _address(searcher, key):
         document = searcher.doc(address)

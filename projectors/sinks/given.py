@@ -1,0 +1,25 @@
+"""Settings as a store's section gives them, checked against its model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from outbox.errors import SettingsError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def checked(store: str, model: type[Model], settings: Mapping[str, Any]) -> Model:
+    """The settings, which are texts if they come from the environment, as the model has them.
+
+    Raises :class:`~outbox.errors.SettingsError` that names the store and the first key that is wrong.
+    """
+    try:
+        return model.model_validate(dict(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(f"{store}: setting {key!r}: {first['msg']}") from error
