@@ -39,6 +39,9 @@ NEEDED: Final = ("event", "outbox", "relay_cursor", "checkpoint", "dead_letter")
 NEWEST: Final = "note_erased"
 """A function of the newest migration, which is there if all are."""
 
+LET_GO_MS: Final = 2_000
+"""How long a lock may still be held by a process that is gone: its server process ends a moment after it."""
+
 _MIGRATED: Final = """
 SELECT (SELECT count(*) FROM pg_tables WHERE schemaname = 'outbox' AND tablename = ANY (%s)),
        EXISTS (SELECT FROM pg_proc WHERE proname = %s AND pronamespace = to_regnamespace('outbox'))
@@ -87,6 +90,17 @@ def connected(dsn: str, **settings: str) -> Iterator[Connection]:
         raise DatabaseError(f"PostgreSQL at {_address(dsn)} broke the connection: {first_line(error)}") from error
     finally:
         connection.close()
+
+
+def alone(connection: Connection, kind: int, what: str) -> bool:
+    """Take an advisory lock for as long as the connection lives; whether it was free within :data:`LET_GO_MS`."""
+    try:
+        with connection.transaction():
+            connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(LET_GO_MS)))
+            connection.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", [kind, what])
+    except psycopg.errors.LockNotAvailable:
+        return False
+    return True
 
 
 def check_migrated(connection: Connection) -> None:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from outbox.database import Connection
+from outbox.database import Connection, alone
 from outbox.errors import OutboxError
 from projectors.pipeline import Plan
 
@@ -25,8 +25,7 @@ class Building(OutboxError):
 
 def lock(connection: Connection, projector: str) -> None:
     """Be the only one to build, for as long as the connection lives. Raises :class:`Building` if another is at it."""
-    row = connection.execute("SELECT pg_try_advisory_lock(%s, hashtext(%s))", [BUILD_LOCK, projector]).fetchone()
-    if row is None or not row[0]:
+    if not alone(connection, BUILD_LOCK, projector):
         raise Building(f"{projector}: another process is building it now")
 
 

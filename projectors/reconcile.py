@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from outbox.broker.protocol import Broker
-from outbox.database import Connection, connected
+from outbox.database import Connection, alone, connected
 from outbox.envelope import topic_of
 from outbox.errors import OutboxError, VerificationFailed
 from outbox.log.identity import Identity, cursor_ahead, halt, read_identity
@@ -103,7 +103,8 @@ def reconcile(side: ReadSide, *, force: bool = False, tell: Tell | None = None) 
     """
     started = time.monotonic()
     with connected(side.write.dsn) as connection:
-        _alone(connection)
+        if not alone(connection, LOCK, "reconcile"):
+            raise OutboxError("another `outbox reconcile` is under way")
         identity = read_identity(connection)
         reason = _reason(identity, force=force)
         if not reason:
@@ -118,12 +119,6 @@ def reconcile(side: ReadSide, *, force: bool = False, tell: Tell | None = None) 
         connection.execute(_DONE, [identity.system_now, identity.timeline_now])
     log.info("reconciled", reason=reason, projectors=len(built))
     return Reconciled(reason, built, left, time.monotonic() - started)
-
-
-def _alone(connection: Connection) -> None:
-    row = connection.execute("SELECT pg_try_advisory_lock(%s)", [LOCK]).fetchone()
-    if row is None or not row[0]:
-        raise OutboxError("another `outbox reconcile` is under way")
 
 
 def _reason(identity: Identity, *, force: bool) -> str:

@@ -19,7 +19,7 @@ from outbox.database import connected
 from outbox.errors import ProjectionError, VerificationFailed
 from outbox.log.append import append
 from projectors import ledger, loading, operations, rebuild, verify
-from projectors.building import Building
+from projectors.building import Building, lock
 from projectors.record import Change, Row
 from projectors.resilience import Wrapped
 from projectors.session import Session
@@ -361,6 +361,16 @@ def test_a_discard_that_is_cut_off_is_gone_on_with_from_the_beginning(
     assert states(stage) == {"g1": "building"}
     assert rebuilt(stage, check=False) == "g1"
     assert_equal_to_model(stage)
+
+
+def test_the_lock_of_a_build_that_just_ended_is_waited_for(stage: Stage) -> None:
+    """The server process of a connection that was closed ends a moment later: until then it holds its locks."""
+    with connected(stage.side.write.dsn) as earlier:
+        lock(earlier, "rows")
+        going = threading.Timer(0.5, earlier.close)
+        going.start()
+        assert rebuilt(stage, check=False) == "g1"
+        going.join()
 
 
 def test_parked_streams_keep_their_last_good_records_in_a_new_generation(stage: Stage) -> None:
