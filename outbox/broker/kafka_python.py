@@ -10,7 +10,7 @@ from kafka import TopicPartition as KafkaTopicPartition
 from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 
 from outbox.broker.kafka_python_consumer import KafkaPythonConsumer
-from outbox.broker.kafka_python_errors import connection_options, translated
+from outbox.broker.kafka_python_errors import opened, translated
 from outbox.broker.kafka_python_producer import KafkaPythonProducer
 from outbox.broker.kafka_python_transactions import KafkaPythonClient
 from outbox.broker.protocol import Consumer, Producer, Range, Start, TopicPartition, Transactions
@@ -109,7 +109,7 @@ class KafkaPythonBroker:
         try:
             with translated(self._settings):
                 if self._admin_client is None:
-                    self._admin_client = KafkaAdminClient(**connection_options(self._settings))
+                    self._admin_client = opened(KafkaAdminClient, self._settings)
                 return question(self._admin_client)
         except OutboxError:
             self.close()

@@ -11,7 +11,7 @@ from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, e
 from kafka import TopicPartition as KafkaTopicPartition
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 
-from outbox.broker.kafka_python_errors import connection_options, translated
+from outbox.broker.kafka_python_errors import opened, translated
 from outbox.broker.kafka_python_join import Joining
 from outbox.broker.protocol import Delivery, Start, TopicPartition
 from outbox.broker.settings import KafkaSettings
@@ -60,8 +60,10 @@ class KafkaPythonConsumer:
         self._probed_at = time.monotonic()
         session_ms = int(settings.session_timeout_s * 1000)
         with translated(settings):
-            self._consumer: Any = KafkaConsumer(
-                **connection_options(settings) | {"request_timeout_ms": max(settings.timeout_ms, session_ms)},
+            self._consumer: Any = opened(
+                KafkaConsumer,
+                settings,
+                request_timeout_ms=max(settings.timeout_ms, session_ms),
                 group_id=group,
                 group_instance_id=settings.member,
                 enable_auto_commit=False,

@@ -1,4 +1,4 @@
-"""Options for kafka-python, and telling its errors apart."""
+"""Opening clients of kafka-python, and telling their errors apart."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from kafka import codec, errors
+from kafka.net.compat import KafkaNetClient
 
 from outbox.broker.settings import KafkaSettings
 from outbox.errors import BrokerError, BrokerUnavailable, MemberFenced, SettingsError
@@ -57,6 +58,26 @@ def connection_options(settings: KafkaSettings) -> dict[str, Any]:
         "reconnect_backoff_max_ms": RECONNECT_BACKOFF_MAX_MS,
         **{SECURITY_NAMES.get(name, name.replace(".", "_")): value for name, value in settings.security.items()},
     }
+
+
+def opened(kind: Callable[..., Any], settings: KafkaSettings, **options: Any) -> Any:
+    """A client of that kind: producer, consumer or admin client. One that cannot be made leaves nothing behind.
+
+    The clients' constructors start a thread and connect before they can fail, and do not end it then (3.0). It would go
+    on connecting for as long as the process lives, one more with every try.
+    """
+    begun: list[KafkaNetClient] = []
+
+    def network(**given: Any) -> KafkaNetClient:
+        begun.append(KafkaNetClient(**given))
+        return begun[-1]
+
+    try:
+        return kind(**connection_options(settings) | options, kafka_client=network)
+    except BaseException:
+        for client in begun:
+            client.close()
+        raise
 
 
 def compression(settings: KafkaSettings) -> str | None:

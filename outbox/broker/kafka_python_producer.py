@@ -15,8 +15,8 @@ from kafka.partitioner import murmur2
 from outbox.broker.kafka_python_errors import (
     REFUSED,
     compression,
-    connection_options,
     one_line,
+    opened,
     translated,
     unavailable,
 )
@@ -109,8 +109,9 @@ class KafkaPythonProducer(KafkaProducer):
             self._producer = self._new()
 
     def _new(self, **more: Any) -> Any:
-        return Client(
-            **connection_options(self._settings),
+        return opened(
+            Client,
+            self._settings,
             enable_idempotence=True,
             acks="all",
             compression_type=compression(self._settings),

@@ -16,7 +16,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, errors
 from kafka import TopicPartition as KafkaTopicPartition
 from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 
-from outbox.broker.kafka_python_errors import connection_options, translated, unavailable
+from outbox.broker.kafka_python_errors import opened, translated, unavailable
 from outbox.broker.kafka_python_producer import KafkaPythonProducer
 from outbox.broker.protocol import Outgoing, Places
 from outbox.broker.settings import KafkaSettings
@@ -76,8 +76,9 @@ class KafkaPythonClient(KafkaPythonProducer):
         place = KafkaTopicPartition(self._name, 0)
         with translated(self._settings):
             end = self._written(place)
-            consumer = KafkaConsumer(
-                **connection_options(self._settings),
+            consumer = opened(
+                KafkaConsumer,
+                self._settings,
                 isolation_level="read_committed",
                 enable_auto_commit=False,
                 auto_offset_reset="none",
@@ -118,7 +119,7 @@ class KafkaPythonClient(KafkaPythonProducer):
 
     def _written(self, place: Any) -> int:
         """The offset behind everything, committed or not."""
-        admin = KafkaAdminClient(**connection_options(self._settings))
+        admin = opened(KafkaAdminClient, self._settings)
         try:
             found = admin.list_partition_offsets({place: OffsetSpec.LATEST}, IsolationLevel.READ_UNCOMMITTED)
             return int(found[place].offset)
