@@ -28,11 +28,17 @@ class Guard:
         self._child: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()  # services start side by side
 
-    def watch(self, pid: Pid) -> None:
-        """End this process if we die before `close`."""
+    def begin(self) -> None:
+        """Be there before a process is started: it takes longer than many a server does to make its files."""
         with self._lock:
             if self._child is None:
                 self._child = _spawn()
+
+    def watch(self, pid: Pid) -> None:
+        """End this process if we die before `close`."""
+        self.begin()
+        with self._lock:
+            assert self._child is not None
             assert self._child.stdin is not None
             self._child.stdin.write(f"{pid.number} {pid.born_s}\n")
             self._child.stdin.flush()

@@ -161,6 +161,7 @@ class Local:
             raise
 
     def _start_one(self, name: str) -> None:
+        self._guard.begin()
         folder, log = self.home / name, state.log_of(self.home, name)
         order = Order(SERVERS[name], folder, log, self._settings.get(name, {}), self._guard.watch)
         started = start(order, self._reservations.get(name))
