@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,6 +20,9 @@ from outbox.log.migrate import migrate
 
 Address = Callable[[str], str]
 Databases = Callable[[], str]
+
+TEMPROOT = "PYTEST_DEBUG_TEMPROOT"
+"""Names pytest's folder for temporary ones (its manual, "How to use temporary directories")."""
 
 RERUN_CHARS = 4_000
 """Of the end of what is said of a failure that did not last."""
@@ -91,6 +96,17 @@ def _dsn(server: str, database: str) -> str:
     if "://" in server:
         return urlsplit(server)._replace(path=f"/{database}").geturl()
     return conninfo.make_conninfo(server, dbname=database)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have the folders of tests under one of this run's own. Those of all runs stand in one folder else, which each run
+    shuts to everybody but its user as it begins: also to the PostgreSQL of another run, which root has run as another.
+    """
+    if hasattr(config, "workerinput") or config.option.basetemp or TEMPROOT in os.environ:
+        return
+    os.environ[TEMPROOT] = folder = tempfile.mkdtemp(prefix="outbox-tests-")
+    config.add_cleanup(lambda: os.environ.pop(TEMPROOT, None))
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
