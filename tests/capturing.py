@@ -83,7 +83,7 @@ class Captured:
         def run() -> None:
             try:
                 capture.run(stop)
-            except BaseException as error:  # noqa: BLE001
+            except BaseException as error:
                 failures.append(error)
 
         thread = threading.Thread(target=run, name="capturing")

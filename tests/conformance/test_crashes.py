@@ -21,7 +21,7 @@ BATCH = 300
 
 
 @where(lambda store: store.durable)
-@pytest.mark.parametrize("killed_at, after_s", [(0, 0.0), (1, 0.01), (2, 0.05), (5, 0.15)])
+@pytest.mark.parametrize(("killed_at", "after_s"), [(0, 0.0), (1, 0.01), (2, 0.05), (5, 0.15)])
 def test_a_writer_killed_in_mid_apply_loses_nothing_that_was_applied(
     space: Space, kind: type, killed_at: int, after_s: float
 ) -> None:

@@ -29,7 +29,7 @@ ANSWERS_WITHIN_S = 30.0
 
 INPUTS = [
     *[text for name, text in TEXTS.items()],
-    *[key for key in KEYS],
+    *KEYS,
     "+alpha -beta",
     '"alpha',
     "alpha AND (",
@@ -337,7 +337,9 @@ def test_a_node_found_tells_what_it_is(store: Store, reader: Any, both: Both, g:
 
 @graphs
 def test_any_key_or_name_may_be_asked_for(reader: Any, both: Both, g: str) -> None:
-    both.hold([put(Node(key, "Place", text, {}, [Edge("ROAD", "hub")]), 1) for key, text in zip(KEYS, INPUTS)])
+    both.hold(
+        [put(Node(key, "Place", text, {}, [Edge("ROAD", "hub")]), 1) for key, text in zip(KEYS, INPUTS, strict=False)]
+    )
     both.hold([put(Node("hub", "Place", "hub"), 1)])
     for asked in INPUTS:
         assert keys(reader.find(g, asked, 100)) == keys(both.model.find(g, asked, 100))

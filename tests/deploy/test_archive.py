@@ -22,8 +22,7 @@ def shared(monkeypatch, tmp_path):
 def start_and_stop():
     with Local() as local:
         (service,) = local.start("kafka")
-        command = psutil.Process(service.pid).cmdline()
-    return command
+        return psutil.Process(service.pid).cmdline()
 
 
 def test_the_first_start_writes_an_archive_and_the_next_uses_it(shared):

@@ -18,10 +18,9 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient, NewTopic
 from neo4j import GraphDatabase
 
-from deploy.local import Local, LocalError, NotRunning, StartFailed, UnknownService
-from deploy.local import process
-from deploy.local.postgres import Postgres
+from deploy.local import Local, LocalError, NotRunning, StartFailed, UnknownService, process
 from deploy.local.ports import reserve, reserve_these
+from deploy.local.postgres import Postgres
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -237,7 +236,7 @@ def test_a_start_that_loses_its_port_is_repeated_with_another(monkeypatch):
 
 def test_a_service_that_is_unknown_or_was_never_started_is_named(tmp_path):
     with Local(tmp_path) as local:
-        with pytest.raises(UnknownService, match="redis.*postgres, kafka, neo4j, elasticsearch, chroma"):
+        with pytest.raises(UnknownService, match=r"redis.*postgres, kafka, neo4j, elasticsearch, chroma"):
             local.start("redis")
         with pytest.raises(NotRunning, match="kafka was not started"):
             local.kill("kafka")

@@ -12,7 +12,7 @@ from deploy.local import DownloadFailed, MissingTool
 from deploy.local.elasticsearch.layout import find_zstd
 from deploy.local.jars import installed
 from deploy.local.java import Java, find_java
-from deploy.local.versions import JAVA_MINIMUM, JARS, Jars
+from deploy.local.versions import JARS, JAVA_MINIMUM, Jars
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = Jars("small", "1.7.36", ("org.slf4j:slf4j-simple:1.7.36",))
@@ -106,12 +106,12 @@ def test_a_layout_that_fails_leaves_no_folder(cache):
 
 def test_without_maven_the_error_says_what_to_install(cache, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(MissingTool, match="kafka is fetched with `mvn`.*`maven`"):
+    with pytest.raises(MissingTool, match=r"kafka is fetched with `mvn`.*`maven`"):
         installed(JARS["kafka"])
 
 
 def test_a_release_that_does_not_exist_is_one_line(cache):
-    with pytest.raises(DownloadFailed, match="could not fetch small 0: .+") as caught:
+    with pytest.raises(DownloadFailed, match=r"could not fetch small 0: .+") as caught:
         installed(Jars("small", "0", ("org.slf4j:slf4j-simple:0.0.0-none",)))
     assert "\n" not in str(caught.value)
 

@@ -143,8 +143,8 @@ def section_keys(titles: list[tuple[int, str]]) -> list[str]:
     """Keys as documented: slugs from the top, repeated ones numbered."""
     path: list[tuple[int, str]] = []
     keys: list[str] = []
-    for level, title in titles:
-        level = min(level, 6)
+    for deep, title in titles:
+        level = min(deep, 6)
         path = [p for p in path if p[0] < level]
         key = "/".join([*(p[1] for p in path[-1:]), _slug(title)])
         same = sum(1 for k in keys if re.fullmatch(re.escape(key) + r"(@\d+)?", k))

@@ -201,7 +201,7 @@ def test_the_ratio_is_the_median_of_the_rounds_ratios_and_is_what_the_target_bou
 
 
 def test_a_process_that_has_ended_by_itself_is_named_as_the_reason() -> None:
-    with pytest.raises(RuntimeError, match=r"outbox relay ended: .*relay\.nonsense") as failed:  # noqa: SIM117
+    with pytest.raises(RuntimeError, match=r"outbox relay ended: .*relay\.nonsense") as failed:
         with processes({"OUTBOX_RELAY__NONSENSE": "1"}, [["relay"]]):
             children = psutil.Process().children()
             until(lambda: any(one.status() == psutil.STATUS_ZOMBIE for one in children), "the relay ends")

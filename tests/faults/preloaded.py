@@ -3,25 +3,25 @@
 import signal
 
 import chromadb  # noqa: F401
-import confluent_kafka  # noqa: F401
+import confluent_kafka
 import confluent_kafka.admin  # noqa: F401
 import elasticsearch  # noqa: F401
 import neo4j  # noqa: F401
 
-import outbox.broker.confluent  # noqa: F401
-import outbox.broker.confluent_transactions  # noqa: F401
-import outbox.broker.local  # noqa: F401
-import outbox.cli.commands  # noqa: F401
+import outbox.broker.confluent
+import outbox.broker.confluent_transactions
+import outbox.broker.local
+import outbox.cli.commands
 import outbox.cli.main  # noqa: F401
-import projectors.cli.commands  # noqa: F401
-import projectors.operations  # noqa: F401
-import projectors.sinks.chroma  # noqa: F401
-import projectors.sinks.elasticsearch  # noqa: F401
-import projectors.sinks.neo4j  # noqa: F401
+import projectors.cli.commands
+import projectors.operations
+import projectors.sinks.chroma
+import projectors.sinks.elasticsearch
+import projectors.sinks.neo4j
 import projectors.sinks.postgres  # noqa: F401
-import tests.faults.launch  # noqa: F401
-import tests.faults.projection  # noqa: F401
-import tests.faults.proxy  # noqa: F401
+import tests.faults.launch
+import tests.faults.projection
+import tests.faults.proxy
 import tests.faults.writer  # noqa: F401
 
 # Measuring coverage puts a handler here, which the forks would have before their own: who waits until a process

@@ -110,7 +110,7 @@ def begin(name: str, target: Callable[..., object], *arguments: Any) -> Child:
     process.start()
     # Whoever starts a process asks all these whether they have ended: another lane would take the exit code, which is
     # to be had once, from under the one that waits for it (and gets 255).
-    multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]  # noqa: SLF001
+    multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
     return Child(name, process)
 
 

@@ -24,7 +24,7 @@ from projectors.wiring import ReadSide
 
 STREAMS = 40
 PAUSE_S = 0.004
-WORDS = "graph vector ledger relay cursor broker fold horizon stream snapshot".split()
+WORDS = ["graph", "vector", "ledger", "relay", "cursor", "broker", "fold", "horizon", "stream", "snapshot"]
 
 
 def an_event(source: random.Random) -> NewEvent:

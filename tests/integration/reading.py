@@ -20,8 +20,8 @@ from outbox.log.read import read_by_stream
 from outbox.log.statement import Token
 from outbox.settings import Projecting, Settings, load
 from projectors import ledger
-from projectors.ledger import DeadLetter
 from projectors.building import BUILD_LOCK
+from projectors.ledger import DeadLetter
 from projectors.record import Document, Record, Row, digest
 from projectors.verify import Report, Verifier
 from projectors.wait import wait_for

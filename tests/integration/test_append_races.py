@@ -297,7 +297,7 @@ class NotAConnection:
 def test_what_is_no_connection_is_named(stream):
     with pytest.raises(DatabaseError, match=r"append cannot use a .*NotAConnection: give it a psycopg"):
         append(NotAConnection(), stream, event())
-    with pytest.raises(DatabaseError, match="append cannot use a psycopg.Cursor"):
+    with pytest.raises(DatabaseError, match=r"append cannot use a psycopg\.Cursor"):
         append(psycopg.Cursor.__new__(psycopg.Cursor), stream, event())
 
 

@@ -189,7 +189,7 @@ def test_no_transaction_is_open_while_the_source_looks_for_the_first_rows(things
     monkeypatch.setattr(Snapshot, "_chunks", looking)
     things.drain()
     assert was_open == [False]
-    assert [e.type for e in things.all_events()][0] == "table.described"
+    assert things.all_events()[0].type == "table.described"
 
 
 def test_a_table_elsewhere_is_captured_into_this_log(new_database, empty_database):

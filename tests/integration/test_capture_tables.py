@@ -79,7 +79,7 @@ def test_another_key_column_is_refused_in_one_line(things):
 def test_a_row_no_event_can_hold_is_named(things):
     things.drain()
     things.db.execute("INSERT INTO things VALUES (4, repeat('x', 17000000), 1)")
-    with pytest.raises(InvalidEvent, match="a row cannot be captured, 'things-4': .*larger than"):
+    with pytest.raises(InvalidEvent, match=r"a row cannot be captured, 'things-4': .*larger than"):
         things.drain()
 
 

@@ -17,8 +17,8 @@ from chromadb.errors import NotFoundError
 from outbox.errors import SettingsError, StoreError, StoreUnavailable
 from projectors.sinks import chroma_client
 from projectors.sinks.chroma_child import carried
-from projectors.sinks.chroma_engine import DATABASE, Engine
 from projectors.sinks.chroma_client import is_refusal, open_client
+from projectors.sinks.chroma_engine import DATABASE, Engine
 from projectors.sinks.shared import Shared
 
 WITHIN_S = 60

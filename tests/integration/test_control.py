@@ -204,7 +204,7 @@ def held_elsewhere(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]
 def test_a_folder_that_another_process_holds_is_refused_naming_it(
     held_elsewhere: tuple[Path, subprocess.Popen[str]], database: str, tmp_path: Path
 ) -> None:
-    folder, other = held_elsewhere
+    _, other = held_elsewhere
     with world(settings_of(database, tmp_path, {"documents": "tantivy"})) as built:
         for opening in (built.side.open_sink("documents"), built.side.open_reader("documents")):
             assert opening is not None

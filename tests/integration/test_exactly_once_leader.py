@@ -74,12 +74,6 @@ def settings() -> RelaySettings:
 
 
 @pytest.fixture
-def producer(database: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(database, autocommit=True) as connection:
-        yield connection
-
-
-@pytest.fixture
 def lead(database: str, broker: Broker, settings: RelaySettings) -> Callable[..., Any]:
     """``with lead() as (leader, mortal)``: a new term, recovered. A leader that dies leaves all as it was."""
 

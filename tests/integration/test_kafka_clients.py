@@ -86,7 +86,7 @@ def test_commits_are_seen_by_kafkas_own_tools(bootstrap, topic, client) -> None:
     broker.producer().publish(numbered(topic, 20))
     consumer = broker.consumer(topic, [topic], earliest)
     collect(consumer, 20)
-    consumer.commit({tp: 17 for tp in consumer.assignment()})
+    consumer.commit(dict.fromkeys(consumer.assignment(), 17))
     admin = KafkaAdminClient(bootstrap_servers=bootstrap)
     seen: list[int] = []
 

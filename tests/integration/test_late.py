@@ -51,7 +51,7 @@ class Upserted(Words):
             raise ValueError("cannot fold this")
         return event.data["name"]
 
-    def resets(self, stream: str, version: int, type: str) -> bool:  # noqa: A002
+    def resets(self, stream: str, version: int, type: str) -> bool:
         return True
 
 

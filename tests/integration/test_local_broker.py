@@ -12,8 +12,8 @@ import psycopg
 import pytest
 
 from outbox.broker import LocalBroker, LocalSettings, Message, TopicPartition
-from outbox.broker.local_settings import PART_MESSAGES, PARTS
 from outbox.broker.local_link import BoundedConnection, Link
+from outbox.broker.local_settings import PART_MESSAGES, PARTS
 from outbox.errors import BrokerError, MessageRefused, SettingsError
 from outbox.log.migrate import FOLDER
 from tests.conformance.brokers import collect, earliest, first_times, numbered, own_database, poll_until

@@ -9,7 +9,7 @@ import pytest
 
 from outbox.database import connected
 from outbox.errors import ProjectionError, SettingsError
-from projectors import forecast, ledger, operations, rebuild, verify
+from projectors import forecast, ledger, operations, verify
 from projectors.building import Building, lock
 from projectors.rebuild import TRIAL
 from tests.integration.reading import Stage, assert_equal_to_model, put, settings_of, staged

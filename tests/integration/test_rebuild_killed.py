@@ -159,7 +159,7 @@ def watching(scene: Scene) -> Iterator[list[object]]:
     def reading() -> None:
         try:
             read()
-        except BaseException as error:  # noqa: BLE001  # a reader that is refused has found a hole
+        except BaseException as error:  # a reader that is refused has found a hole
             seen.append(error)
 
     reader = threading.Thread(target=reading)

@@ -9,7 +9,6 @@ import sys
 import threading
 from contextlib import contextmanager
 
-import psycopg
 import pytest
 
 from outbox.errors import BrokerUnavailable, DatabaseError
@@ -20,12 +19,6 @@ from tests.integration.appending import event
 from tests.relaying import Recorder, down, first_occurrences, lose_lease, until
 
 QUICK = RelaySettings(lease_s=0.6, retry_s=0.02, page_min=10)
-
-
-@pytest.fixture
-def producer(database):
-    with psycopg.connect(database, autocommit=True) as connection:
-        yield connection
 
 
 @contextmanager

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
 
 import psycopg
 import pytest
@@ -19,7 +17,7 @@ from outbox.relay.poll import Page
 from outbox.relay.rows import OutboxRow
 from outbox.relay.settings import RelaySettings
 from tests.integration.appending import event
-from tests.relaying import Recorder, down, drain, leading, step_until
+from tests.relaying import Recorder, down, drain, leading
 
 SMALL = RelaySettings(page_min=5, page_max=5)
 NOTHING = Snapshot.of(3, ())
@@ -76,12 +74,6 @@ def test_until_it_is_published_the_same_page_is_given_again() -> None:
         assert ahead.read(START, 5) is first
         assert ahead.read(first.cursor, 5).cursor.last == 10
     assert engine.asked == [0, 5]
-
-
-@pytest.fixture
-def producer(database: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(database, autocommit=True) as connection:
-        yield connection
 
 
 def test_that_there_was_nothing_some_time_ago_is_not_taken_for_the_end() -> None:

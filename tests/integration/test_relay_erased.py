@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import psycopg
 import pytest
 
 from outbox.broker import LocalBroker, TopicPartition
@@ -18,20 +17,9 @@ from outbox.relay.note import Note
 from outbox.relay.parking import parked
 from outbox.relay.settings import RelaySettings
 from tests.integration.appending import event
-from tests.relaying import Recorder, drain, leading, until
+from tests.relaying import drain, leading, until
 
 SMALL = RelaySettings(page_min=10, page_max=10)
-
-
-@pytest.fixture
-def producer(database):
-    with psycopg.connect(database, autocommit=True) as connection:
-        yield connection
-
-
-@pytest.fixture
-def recorder():
-    return Recorder()
 
 
 def erase(connection, stream, below=1_000):

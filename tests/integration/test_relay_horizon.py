@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 
-import psycopg
 import pytest
 
 from outbox.broker.kafka import open_kafka
@@ -22,12 +21,6 @@ from tests.integration.appending import event
 from tests.relaying import Recorder, Replay, drain, leading, until
 
 FOREIGN = "0192d3c4-0000-7000-8000-000000000000"
-
-
-@pytest.fixture
-def producer(database):
-    with psycopg.connect(database, autocommit=True) as connection:
-        yield connection
 
 
 @pytest.fixture

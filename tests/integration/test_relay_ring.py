@@ -18,12 +18,6 @@ from tests.integration.appending import event
 from tests.relaying import Recorder, drain, leading
 
 
-@pytest.fixture
-def producer(database):
-    with psycopg.connect(database, autocommit=True) as connection:
-        yield connection
-
-
 def go_to(connection, part):
     """Have the next row fall into this part of the ring (rising: parts are gone through once a round)."""
     connection.execute("SELECT setval('outbox.outbox_seq', %s, false)", [max(part * PART_ROWS, 1)])

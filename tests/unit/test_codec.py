@@ -341,7 +341,7 @@ def test_bytes_nested_without_end_do_not_bring_the_process_down(trees):
 
 
 def test_an_unknown_schema_id_says_to_deploy_the_newer_schema(registry):
-    with pytest.raises(UnknownEventType, match="0807060504030201.*deploy"):
+    with pytest.raises(UnknownEventType, match=r"0807060504030201.*deploy"):
         registry.decode("entity.deleted", b"\xc3\x01\x01\x02\x03\x04\x05\x06\x07\x08\x00")
 
 

@@ -133,7 +133,6 @@ def replaced(value, path, new):
 
 def written(path):
     steps = [
-        f"[{s}]" if isinstance(s, int) else f".{s}" if s.isidentifier() and s.isascii() else f"[{ascii(s)}]"
-        for s in path
+        f"[{s}]" if isinstance(s, int) else f".{s}" if s.isidentifier() and s.isascii() else f"[{s!a}]" for s in path
     ]
     return "".join(steps).removeprefix(".")

@@ -272,5 +272,5 @@ def test_so_is_what_a_function_raises_from_the_first_call_on(error):
 
 
 def test_an_embedder_that_says_that_it_is_wrong_is_named():
-    with pytest.raises(SettingsError, match="^embedder service: ValueError: no such model$"):
+    with pytest.raises(SettingsError, match=r"^embedder service: ValueError: no such model$"):
         embedder(Service(ValueError("no such model")))(["a"])

@@ -346,7 +346,7 @@ def test_duplicates_and_shuffled_streams_end_at_the_model(drawn: list[tuple[str,
 def test_a_parked_stream_keeps_the_records_of_its_last_good_state(
     drawn: list[tuple[str, Any]], bad: str, data: st.DataObject
 ) -> None:
-    log, order = logged(drawn)
+    _, order = logged(drawn)
     at = data.draw(st.integers(0, len(order)))
     stream = data.draw(STREAMS)
     later = Log()

@@ -19,10 +19,54 @@ from schemas import FOLDER
 SCHEMA = fastavro.schema.load_schema(str(FOLDER / "entity.upserted.v1.avsc"))
 
 SNIPPETS = st.sampled_from(
-    "def |class |async |f|A|(|)|:|\n|\n |\n  |self|.|,|=|1|'''|\"|\\ud800|\\x00|@|import |from |global f|*|**|lambda |"
-    "# coding: utf-7\n|# coding: latin-1\n|\r|\x0c|\ufeff|\u00e9|# |## |===|---\n|```|[a](|b.md#|)|    |> |<!--|%ff|//".split(
-        "|"
-    )
+    [
+        "def ",
+        "class ",
+        "async ",
+        "f",
+        "A",
+        "(",
+        ")",
+        ":",
+        "\n",
+        "\n ",
+        "\n  ",
+        "self",
+        ".",
+        ",",
+        "=",
+        "1",
+        "'''",
+        '"',
+        "\\ud800",
+        "\\x00",
+        "@",
+        "import ",
+        "from ",
+        "global f",
+        "*",
+        "**",
+        "lambda ",
+        "# coding: utf-7\n",
+        "# coding: latin-1\n",
+        "\r",
+        "\x0c",
+        "\ufeff",
+        "é",
+        "# ",
+        "## ",
+        "===",
+        "---\n",
+        "```",
+        "[a](",
+        "b.md#",
+        ")",
+        "    ",
+        "> ",
+        "<!--",
+        "%ff",
+        "//",
+    ]
 )
 SOUP = st.lists(SNIPPETS, max_size=60).map(lambda pieces: "".join(pieces).encode("utf-8"))
 ANY = st.binary(max_size=400) | SOUP | st.text(max_size=200).map(lambda t: t.encode("utf-8", "surrogatepass"))
