@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from outbox.cli.commands import MetricsPort, serve_metrics, until_stopped
 from outbox.cli.context import Json, not_empty, print_json
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def capture(
             metavar="CATEGORY", callback=not_empty, help="Capture a table no longer, and stop; its events stay."
         ),
     ] = None,
+    metrics_port: MetricsPort = None,
     json: Json = False,
 ) -> None:
     """Turn committed changes of ordinary tables into events of streams TABLE-<primary key>, until stopped.
@@ -61,11 +63,19 @@ def capture(
         elif once:
             _once(side, name, source, once[0], json)
         else:
-            _run(side, name, source, tables or [], drain=drain, json=json)
+            _run(side, name, source, tables or [], drain=drain, metrics_port=metrics_port, json=json)
 
 
-def _run(side: WriteSide, name: str, source: str | None, tables: list[str], *, drain: bool, json: bool) -> None:
-    from outbox.cli.commands import until_stopped
+def _run(
+    side: WriteSide,
+    name: str,
+    source: str | None,
+    tables: list[str],
+    *,
+    drain: bool,
+    metrics_port: int | None,
+    json: bool,
+) -> None:
     from outbox.cli.progress import progress
 
     begun = time.monotonic()
@@ -73,6 +83,7 @@ def _run(side: WriteSide, name: str, source: str | None, tables: list[str], *, d
         capture = _capture(side, name, source, tell)
         if tables:
             capture.add(tables)
+        serve_metrics(metrics_port)
         capture.run(stop, drain=drain)
     counts, seconds = capture.counts, round(time.monotonic() - begun, 1)
     if json:

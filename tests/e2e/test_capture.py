@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import socket
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from benchmarks.capture import TABLES, Site, killed, prepare, settings_for
 from outbox.database import connected
-from tests.e2e.outbox_command import answer, outbox
-from tests.relaying import without_slots
+from tests.e2e.outbox_command import answer, outbox, process
+from tests.relaying import until, without_slots
 
 
 @pytest.fixture
@@ -53,6 +56,23 @@ def test_tables_are_captured_listed_looked_at_again_and_dropped(site: Site) -> N
     assert (done["events"], done["snapshot_rows"]) == (0, 2)
     assert "no longer" in outbox("capture", "--drop", "pets", settings=settings, cwd=cwd).stdout
     assert answer("capture", "--list", settings=settings, cwd=cwd) == []
+
+
+def test_how_much_of_the_write_ahead_log_the_slot_keeps_is_served_as_a_metric(site: Site) -> None:
+    with connected(site.dsn) as connection:
+        connection.execute("CREATE TABLE pets (id int PRIMARY KEY, name text)")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def served() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as page:
+                return b"\noutbox_capture_slot_wal_bytes " in page.read()
+        except urllib.error.URLError:
+            return False
+
+    with process("capture", "pets", "--metrics-port", str(port), settings=site.settings, cwd=site.cwd):
+        until(served, 30)
 
 
 @pytest.mark.parametrize(
