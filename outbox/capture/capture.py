@@ -14,6 +14,7 @@ import psycopg
 
 from outbox.capture import registered, source
 from outbox.capture.leader import Leader
+from outbox.capture.registered import Forgotten
 from outbox.capture.settings import CaptureSettings
 from outbox.capture.snapshot import Tell
 from outbox.capture.table import find, look
@@ -99,6 +100,16 @@ class Capture:
             else:
                 source.clear(reading, named)
 
+    def forget(self) -> Forgotten:
+        """Give the whole capture up without asking its source, which was moved or is gone. Its events stay; the tables
+        may be captured again from wherever they are now, and are then compared with the log.
+
+        Raises :class:`~outbox.errors.SettingsError` if a process leads it, or there is no such capture.
+        """
+        with connected(self._dsn) as connection:
+            check_migrated(connection)
+            return registered.forget(connection, self._settings.name, self._settings.lease)
+
     def run(self, stop: threading.Event, *, drain: bool = False) -> None:
         """Lead whenever the lease is free, until told to stop or no table is captured any more.
 
@@ -167,7 +178,7 @@ class Capture:
     def _check_source(self, connection: Connection, reading: Connection) -> None:
         known = registered.source_of(connection, self._settings.name)
         if known is not None and known != source.identity(reading):
-            raise SettingsError(f"capture {self._settings.name!r} is of another database: give the right --source")
+            raise registered.other_source(self._settings.name)
 
     def _unknown(self, connection: Connection, category: str) -> SettingsError:
         known = ", ".join(c.category for c in registered.tables(connection, self._settings.name)) or "nothing"

@@ -26,7 +26,7 @@ from outbox.capture.table import Table, look
 from outbox.capture.writer import Counts, Incomplete, Writer
 from outbox.codec import Registry
 from outbox.database import Connection, first_line
-from outbox.errors import DatabaseError, Fenced, SettingsError
+from outbox.errors import DatabaseError, Fenced
 from outbox.logs import logger
 from outbox.relay import slot as slots
 from outbox.relay.replication import Replication, lsn_number, lsn_text
@@ -84,7 +84,7 @@ class Leader:
     def _check(self, connection: Connection) -> None:
         source.check_able(connection)
         if source.identity(connection) != self.standing.source:
-            raise SettingsError(f"capture {self.standing.name!r} is of another database: give the right --source")
+            raise registered.other_source(self.standing.name)
 
     def _round(self, connection: Connection, named: source.Names, tables: list[tuple[Captured, Table]]) -> bool:
         """One round; whether everything up to the drain's target is in the log with it."""
@@ -123,10 +123,11 @@ class Leader:
     def _usable(self, connection: Connection, named: source.Names) -> bool:
         """Whether the slot gives everything behind the position. One that has confirmed more than the log has is the
         slot of a log that was since restored to an earlier moment; a source whose own log ends before the position was
-        restored itself, and would give nothing until it comes there again."""
+        restored itself, and would give nothing until it comes there again. A slot of another name is from before the
+        log was moved: the publication that has its name now is not in the part of the source's log that it gives."""
         slot = self.standing.slot
         slots.drop_before(connection, named.slot_prefix, self.standing.epoch, slot)
-        if slot is None or not slots.usable(connection, slot):
+        if slot is None or not slot.startswith(named.slot_prefix) or not slots.usable(connection, slot):
             return False
         return slots.confirmed(connection, slot) <= self.standing.lsn <= _now(connection)
 
@@ -139,7 +140,8 @@ class Leader:
         """
         if self.standing.slot is not None:
             log.warning(
-                "the slot is lost or ahead of the log, or the source went back: all rows are looked at again",
+                "the slot is lost, ahead of the log or of a log that was moved, or the source went back: all rows are"
+                " looked at again",
                 slot=self.standing.slot,
             )
             slots.drop(connection, self.standing.slot)

@@ -56,6 +56,13 @@ _REMOVE: Final = "DELETE FROM outbox.captured WHERE capture = %s AND category = 
 _REMOVE_EMPTY: Final = """
 DELETE FROM outbox.capture c WHERE name = %s AND NOT EXISTS (SELECT FROM outbox.captured t WHERE t.capture = c.name)
 """
+# Whoever still has the lease in its hands is fenced, and whoever wants it waits until this is over.
+_FENCE: Final = """
+UPDATE outbox.lease SET epoch = epoch + 1, expires_at = '-infinity'
+WHERE name = %s AND expires_at < clock_timestamp()
+"""
+_HOLDER: Final = "SELECT holder FROM outbox.lease WHERE name = %s AND expires_at > '-infinity'"
+_FORGET: Final = "DELETE FROM outbox.capture WHERE name = %s RETURNING slot"
 _LISTED: Final = """
 SELECT t.capture, t.category, t.name, t.key, t.state, t.shape, c.slot, c.lsn::text, c.at,
        (SELECT l.holder FROM outbox.lease l WHERE l.name = 'capture:' || c.name AND l.expires_at > clock_timestamp())
@@ -90,6 +97,14 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class Forgotten:
+    """A capture that was given up. ``slot``: what it read last, which its source may still have."""
+
+    categories: tuple[str, ...]
+    slot: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Listed:
     """A captured table for people. ``leader`` is None if no process captures it now."""
 
@@ -114,9 +129,7 @@ def register(connection: Connection, name: str, source: str, tables: Iterable[Ta
     with connection.transaction():
         row = connection.execute(_REGISTER, {"name": name, "source": source}).fetchone()
         if row is not None and row[0] != source:
-            raise SettingsError(
-                f"capture {name!r} is of another database: give --name for a capture of its own, or the right --source"
-            )
+            raise other_source(name)
         for table in tables:
             _add(connection, name, table)
 
@@ -147,6 +160,14 @@ def key_changed(name: str, was: Sequence[str], now: Sequence[str]) -> SettingsEr
     return SettingsError(
         f"the key of table {name} was ({', '.join(was)}) when it was first captured and is ({', '.join(now)}) now:"
         " give it its key back, or drop the capture (outbox capture --drop) and capture it under another name"
+    )
+
+
+def other_source(name: str) -> SettingsError:
+    """The source is not the database that the capture is of."""
+    return SettingsError(
+        f"capture {name!r} is of another database: give the right --source, or --name for a capture of its own; if that"
+        f" database was moved or is gone: outbox capture --name {name} --forget, then name its tables again"
     )
 
 
@@ -205,6 +226,23 @@ def remove(connection: Connection, name: str, category: str) -> bool:
         found = connection.execute(_REMOVE, [name, category]).rowcount
         connection.execute(_REMOVE_EMPTY, [name])
     return found > 0
+
+
+def forget(connection: Connection, name: str, lease: str) -> Forgotten:
+    """Forget a capture and all its tables. Their events stay, and so does what the source has of the capture.
+
+    Raises :class:`~outbox.errors.SettingsError`, and changes nothing, if a process leads it or there is none.
+    """
+    with connection.transaction():
+        connection.execute(_FENCE, [lease])
+        holder = connection.execute(_HOLDER, [lease]).fetchone()
+        if holder is not None:
+            raise SettingsError(f"capture {name!r} is led by {holder[0]}: stop it first")
+        categories = tuple(captured.category for captured in tables(connection, name))
+        row = connection.execute(_FORGET, [name]).fetchone()
+    if row is None:
+        raise SettingsError(f"there is no capture {name!r}: outbox capture --list")
+    return Forgotten(categories, row[0])
 
 
 def listed(connection: Connection) -> list[Listed]:

@@ -42,6 +42,9 @@ def capture(
             metavar="CATEGORY", callback=not_empty, help="Capture a table no longer, and stop; its events stay."
         ),
     ] = None,
+    forget: Annotated[
+        bool, typer.Option(help="Give the whole capture up, since its source was moved or is gone, and stop.")
+    ] = False,
     metrics_port: MetricsPort = None,
     json: Json = False,
 ) -> None:
@@ -49,17 +52,20 @@ def capture(
 
     Begins with all rows there are. Any number of processes may run; one leads. JSON: {"capture", "tables": [CATEGORY],
     "events", "snapshot_rows", "seconds"}; --list: [{"capture", "category", "table", "key", "state", "shape", "slot",
-    "lsn", "at", "leader": NAME or null}]; --again and --drop: {"capture", "category"}.
+    "lsn", "at", "leader": NAME or null}]; --again and --drop: {"capture", "category"}; --forget:
+    {"capture", "categories": [CATEGORY], "slot": NAME or null}.
     """
     from outbox.wiring import open_write_side
 
     asked = (("again", again), ("drop", drop))
     once = [(word, category) for word, category in asked if category is not None]
-    if len(once) + list_ > 1 or (tables and (once or list_)):
-        raise typer.BadParameter("give either tables, --list, --again CATEGORY or --drop CATEGORY")
+    if len(once) + list_ + forget > 1 or (tables and (once or list_ or forget)):
+        raise typer.BadParameter("give either tables, --list, --again CATEGORY, --drop CATEGORY or --forget")
     with open_write_side(context.obj.settings()) as side:
         if list_:
             _list(side, json)
+        elif forget:
+            _forget(side, name, json)
         elif once:
             _once(side, name, source, once[0], json)
         else:
@@ -114,6 +120,20 @@ def _once(side: WriteSide, name: str, source: str | None, asked: tuple[str, str]
         print_json({"capture": name, "category": category})
     else:
         typer.echo(said)
+
+
+def _forget(side: WriteSide, name: str, json: bool) -> None:
+    done = _capture(side, name, None).forget()
+    if json:
+        print_json({"capture": name, **asdict(done)})
+        return
+    typer.echo(f"capture {name} is forgotten ({', '.join(done.categories) or 'no tables'}); its events stay in the log")
+    if done.slot is not None:
+        publication = done.slot.rpartition("_")[0]
+        typer.echo(
+            f"where its source still is: SELECT pg_drop_replication_slot('{done.slot}');"
+            f" DROP PUBLICATION IF EXISTS {publication};"
+        )
 
 
 def _list(side: WriteSide, json: bool) -> None:

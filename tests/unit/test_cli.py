@@ -75,7 +75,11 @@ def test_schemas_are_listed_for_people_and_for_machines() -> None:
         ["events", "--after", "-1"],
         ["events", "--limit", "9" * 20],
         ["events", "--stream", "a-1", "--category", "b"],
-        *([command, "--metrics-port", port] for command in ("relay", "project", "capture", "up") for port in ("-1", "65536")),
+        *(
+            [command, "--metrics-port", port]
+            for command in ("relay", "project", "capture", "up")
+            for port in ("-1", "65536")
+        ),
         ["nothing"],
     ],
 )
