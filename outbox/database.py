@@ -36,7 +36,7 @@ SELECT set_config('synchronous_commit', 'local', false) WHERE current_setting('s
 """
 
 NEEDED: Final = ("event", "outbox", "relay_cursor", "checkpoint", "dead_letter")
-NEWEST: Final = "note_erased"
+NEWEST: Final = "forget_erased"
 """A function of the newest migration, which is there if all are."""
 
 LET_GO_MS: Final = 2_000

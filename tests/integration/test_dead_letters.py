@@ -248,6 +248,25 @@ def test_a_discarded_event_stays_passed_over_after_a_restart(stage: Stage) -> No
     assert stage.letters() == []
 
 
+def test_a_stream_that_was_erased_and_begins_anew_has_no_event_that_was_given_up(stage: Stage) -> None:
+    with stage.running():
+        stage.append("thing-1", put(a=1), bad(), put(b=1))
+        stage.append("thing-2", put(a=1), bad())
+        stage.wait_all()
+        for stream in ("thing-1", "thing-2"):
+            operations.discard_dead_letter(stage.side, projector="rows", stream=stream)
+        until(lambda: stage.letters() == [], "the rest is applied")
+    with stage.connection.transaction():
+        stage.connection.execute("SET LOCAL outbox.erasure = 'on'")
+        stage.connection.execute("DELETE FROM outbox.event WHERE stream = 'thing-1'")
+    operations.rebuild(stage.side, projector="rows")
+    with stage.running():
+        stage.append("thing-1", put(x=1), put(y=1))
+        stage.append("thing-2", put(b=1))
+        stage.wait_all()
+    assert stage.held().keys() == {"thing-1#x", "thing-1#y", "thing-2#a", "thing-2#b"}
+
+
 def test_an_event_that_is_given_up_twice_is_no_other_case(stage: Stage) -> None:
     stage.append("thing-1", put(a=1), bad())
     with stage.running():
