@@ -47,6 +47,11 @@ def uuid7() -> uuid.UUID:
     return uuid.UUID(int=value & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62)
 
 
+def in_json(value: object) -> str:
+    """What JSON has no form for, as text: bytes as PostgreSQL and the projection ``rows`` write them."""
+    return f"\\x{value.hex()}" if isinstance(value, bytes) else str(value)
+
+
 @dataclass(frozen=True, slots=True)
 class NewEvent:
     """An event to append. ``id`` makes the append idempotent: give the same id when trying again."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 import orjson
 
 from outbox.errors import OutboxError
+from outbox.event import in_json
 from outbox.logs import logger
 from projectors.control import NAME, REQUEST_BYTES_MAX, socket_of
 from projectors.holding import StoreHeld, held
@@ -95,7 +96,7 @@ def _answer(connection: Connection[Any, Any], side: ReadSide, free: threading.Bo
     try:
         with connection, suppress(EOFError, OSError):  # whoever asked has gone
             request = connection.recv_bytes(REQUEST_BYTES_MAX)
-            connection.send_bytes(orjson.dumps(_done(side, request), default=str))
+            connection.send_bytes(orjson.dumps(_done(side, request), default=in_json))
     finally:
         free.release()
 

@@ -43,7 +43,9 @@ def print_json(value: Any) -> None:
     """One JSON value on one line."""
     import orjson
 
-    typer.echo(orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS))
+    from outbox.event import in_json
+
+    typer.echo(orjson.dumps(value, default=in_json, option=orjson.OPT_NON_STR_KEYS))
 
 
 def plain(text: str) -> str:

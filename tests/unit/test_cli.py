@@ -272,6 +272,11 @@ def test_json_is_one_value_a_line(capsys: Any) -> None:
     assert json.loads(capsys.readouterr().out) == {"at": "x", "1": ["é"]}
 
 
+def test_bytes_are_printed_as_postgresql_writes_them(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"raw": b"\xde\xad", "none": b"", "list": [b"\x00"]})
+    assert json.loads(capsys.readouterr().out) == {"raw": "\\xdead", "none": "\\x", "list": ["\\x00"]}
+
+
 def test_progress_is_silent_for_machines(capsys: Any) -> None:
     for quiet in (True, False):
         with progress("files", quiet=quiet) as tell:
