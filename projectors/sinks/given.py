@@ -12,6 +12,14 @@ from outbox.errors import SettingsError
 Model = TypeVar("Model", bound=BaseModel)
 
 
+def only(store: str, settings: Mapping[str, Any], *known: str) -> None:
+    """Raise :class:`~outbox.errors.SettingsError` for a key that the store does not have: one that is misspelt would
+    be left out in silence, and the records be kept where its default says."""
+    wrong = next((key for key in settings if key not in known), None)
+    if wrong is not None:
+        raise SettingsError(f"{store}: there is no setting {wrong!r}; known are {', '.join(known)}")
+
+
 def checked(store: str, model: type[Model], settings: Mapping[str, Any]) -> Model:
     """The settings, which are texts if they come from the environment, as the model has them.
 

@@ -23,6 +23,7 @@ from typing import Any, Final
 import ladybug
 
 from outbox.errors import SettingsError, StoreError, StoreUnavailable
+from projectors.sinks.given import only
 from projectors.sinks.shared import Shared
 from projectors.sinks.turns import Turns, acquired
 
@@ -234,6 +235,7 @@ def open_session(projection: str, settings: Mapping[str, Any]) -> Iterator[Sessi
     Raises :class:`~outbox.errors.SettingsError`, or
     :class:`~outbox.errors.StoreUnavailable` if another process holds the path.
     """
+    only("ladybug", settings, "path", "buffer_mib")
     if not settings.get("path"):
         raise SettingsError("ladybug: the setting path is missing")
     if not _NAME.fullmatch(projection):

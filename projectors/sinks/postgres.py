@@ -23,6 +23,7 @@ from psycopg import errors, sql
 from outbox.errors import RecordsRefused, SettingsError, StoreError, StoreUnavailable
 from projectors.marks import Sum, mark_of
 from projectors.record import Change, Row, Stored, Value, digest, newest, storable
+from projectors.sinks.given import only
 
 SCHEMA: Final = "outbox_rows"
 TIMEOUT_S: Final = 30.0
@@ -247,6 +248,7 @@ class PostgresSink:
 @contextmanager
 def open_sink(projection: str, settings: Mapping[str, Any]) -> Iterator[PostgresSink]:
     """A sink for one projection. Raises :class:`~outbox.errors.SettingsError` if ``dsn`` is missing."""
+    only("postgres", settings, "dsn", "schema", "timeout_s")
     if not settings.get("dsn"):
         raise SettingsError("postgres: the setting dsn is missing")
     # The separator keeps "a" + "b:c" and "a:b" + "c" from being one table. A % would be psycopg's, within a name too.

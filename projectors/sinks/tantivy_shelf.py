@@ -19,6 +19,7 @@ from typing import Any, Final
 import tantivy
 
 from outbox.errors import SettingsError, StoreError, StoreUnavailable
+from projectors.sinks.given import only
 from projectors.sinks.shared import Shared
 from projectors.sinks.turns import acquired
 
@@ -164,6 +165,7 @@ _SHELVES: Final[Shared[Shelf]] = Shared(Shelf.close)
 @contextmanager
 def open_shelf(projection: str, settings: Mapping[str, Any]) -> Iterator[Shelf]:
     """The shelf at ``path``, a folder. Raises :class:`~outbox.errors.SettingsError`."""
+    only("tantivy", settings, "path")
     if not settings.get("path"):
         raise SettingsError("tantivy: the setting path is missing")
     if not _NAME.fullmatch(projection):

@@ -1,0 +1,27 @@
+"""A store's section with a key that it does not have is refused: its records would go where nobody meant them to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outbox.errors import SettingsError
+from projectors.sinks import ladybug, postgres, tantivy
+
+
+@pytest.mark.parametrize(
+    ("store", "settings", "wrong"),
+    [
+        (postgres, {"dsn": "postgresql://x/log", "dns": "postgresql://x/rows"}, "dns"),
+        (tantivy, {"folder": "elsewhere"}, "folder"),
+        (ladybug, {"buffer": 512}, "buffer"),
+    ],
+)
+def test_a_wrong_key_of_a_stores_section_is_named(
+    store: Any, settings: dict[str, Any], wrong: str, tmp_path: Path
+) -> None:
+    given = settings if store is postgres else {"path": str(tmp_path / "store"), **settings}
+    with pytest.raises(SettingsError, match=f"no setting '{wrong}'; known are"), store.open_sink("p", given):
+        raise AssertionError("it was opened")
