@@ -155,7 +155,14 @@ class ReadSide:
 
 @contextmanager
 def open_read_side(settings: Settings, given: Mapping[str, Projection] | None = None) -> Iterator[ReadSide]:
-    """The whole product, in either mode."""
+    """The whole product, in either mode.
+
+    Raises :class:`~outbox.errors.SettingsError` for a section of a store that is not installed: if its name is
+    misspelt, its settings would be left out in silence.
+    """
+    for name in settings.stores:
+        if name not in _installed("outbox.sinks").names:
+            raise _no_store(name)
     with open_write_side(settings) as write:
         yield ReadSide(write, given or {})
 
@@ -218,11 +225,16 @@ def _reads(store: str) -> type[Any]:
     return kinds[0]
 
 
+def _no_store(name: str) -> SettingsError:
+    return SettingsError(
+        f"there is no store {name!r}; installed are {', '.join(sorted(_installed('outbox.sinks').names))}"
+    )
+
+
 def _load(group: str, name: str) -> Callable[..., Any]:
     found = list(_installed(group).select(name=name))
     if not found:
-        known = ", ".join(sorted(_installed(group).names))
-        raise SettingsError(f"there is no store {name!r}; installed are {known}")
+        raise _no_store(name)
     try:
         loaded: Callable[..., Any] = found[0].load()
     except ImportError as error:

@@ -30,7 +30,10 @@ def capture(
         str | None, typer.Option(callback=not_empty, help="DSN of the database they are in (default: the log's own).")
     ] = None,
     name: Annotated[str, typer.Option(help="One capture for each source.")] = "capture",
-    drain: Annotated[bool, typer.Option(help="Capture what is committed by now, then stop.")] = False,
+    drain: Annotated[
+        bool,
+        typer.Option(help="Capture what is committed by now, then stop; beside another process, once that has ended."),
+    ] = False,
     list_: Annotated[bool, typer.Option("--list", help="Show what is captured, and stop.")] = False,
     again: Annotated[
         str | None,

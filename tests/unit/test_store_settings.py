@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from outbox.errors import SettingsError
+from outbox.settings import load
 from projectors.sinks import ladybug, postgres, tantivy
+from projectors.wiring import open_read_side
 
 
 @pytest.mark.parametrize(
@@ -24,4 +26,10 @@ def test_a_wrong_key_of_a_stores_section_is_named(
 ) -> None:
     given = settings if store is postgres else {"path": str(tmp_path / "store"), **settings}
     with pytest.raises(SettingsError, match=f"no setting '{wrong}'; known are"), store.open_sink("p", given):
+        raise AssertionError("it was opened")
+
+
+def test_a_section_of_a_store_that_there_is_none_of_is_named() -> None:
+    settings = load(database={"dsn": "postgresql://x/log"}, stores={"posgres": {"dsn": "postgresql://x/rows"}})
+    with pytest.raises(SettingsError, match="no store 'posgres'; installed are"), open_read_side(settings):
         raise AssertionError("it was opened")
