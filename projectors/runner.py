@@ -12,6 +12,7 @@ import psycopg
 
 from outbox.database import first_line
 from outbox.errors import BrokerError, BrokerUnavailable, DatabaseError, MemberFenced, StoreError, WaitTimeout
+from outbox.garbage import collect_ended
 from outbox.log.identity import check_identity
 from outbox.logs import logger
 from projectors import ledger
@@ -65,6 +66,7 @@ class Runner:
                 self._say(first_line(error))
                 stop.wait(rest_s)
                 rest_s = min(rest_s * 2, self._stations.rest_s * REST_FACTOR_MAX)
+            collect_ended()
 
     def _session(self, stop: threading.Event) -> None:
         with ExitStack() as stack:  # before a first build, which would load over what a lost log has left in the store

@@ -22,6 +22,7 @@ from outbox.capture.writer import Counts
 from outbox.codec import Registry
 from outbox.database import Connection, check_migrated, connected, first_line, leading
 from outbox.errors import DatabaseError, Fenced, SettingsError
+from outbox.garbage import collect_ended
 from outbox.log.identity import check_identity
 from outbox.logs import logger
 from outbox.relay.lease import Keeper, Lease, new_holder, wait_for
@@ -128,6 +129,7 @@ class Capture:
                     raise
                 log.warning("will try again", error=first_line(error), in_s=self._settings.retry_s)
                 stop.wait(self._settings.retry_s)
+            collect_ended()
 
     def _attempt(self, stop: threading.Event, *, drain: bool) -> bool:
         """Wait for the lease and lead; True if that ended by itself."""

@@ -11,6 +11,7 @@ import psycopg
 from outbox.broker.protocol import Broker
 from outbox.database import Connection, check_migrated, first_line, leading
 from outbox.errors import BrokerUnavailable, DatabaseError, Fenced
+from outbox.garbage import collect_ended
 from outbox.logs import logger
 from outbox.metrics import RELAY_ERRORS, RELAY_LEADER
 from outbox.relay.ahead import ReadAhead
@@ -54,6 +55,7 @@ class Relay:
                 RELAY_ERRORS.inc()
                 log.warning("will try again", error=first_line(error), in_s=self._settings.retry_s)
                 stop.wait(self._settings.retry_s)
+            collect_ended()
 
     def _attempt(self, stop: threading.Event, *, drain: bool) -> bool:
         """Wait for the lease and lead; True if drained."""
