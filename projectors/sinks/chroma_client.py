@@ -24,6 +24,7 @@ import chromadb
 import httpx
 from chromadb.api import ClientAPI, ServerAPI
 from chromadb.api.models.Collection import Collection
+from chromadb.api.shared_system_client import SharedSystemClient
 from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, Settings
 from chromadb.errors import ChromaError, NotFoundError
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
@@ -140,13 +141,28 @@ def _embedded(path: Path) -> Iterator[EngineClient]:
 @contextmanager
 def _remote(settings: ChromaSettings) -> Iterator[ClientAPI]:
     parts = _address(str(settings.url).rstrip("/"))
-    with _OPENING, translated():
-        client = _connected(settings, parts)
+    own = quiet() if parts.scheme == "https" else quiet(chroma_server_ssl_verify=False)
     try:
+        with _OPENING, translated():
+            client = _connected(settings, parts, own)
         yield client
     finally:
         with _OPENING:
-            client.close()
+            _let_go(own)
+
+
+def _let_go(own: Settings) -> None:
+    """End all that Chroma has made for a client of these settings: two systems, each with a session of its own.
+
+    The client's own ``close`` closes neither session, and leaves one of the systems in Chroma's list for good (1.5).
+    """
+    known = SharedSystemClient._identifier_to_system  # noqa: SLF001
+    for name, system in list(known.items()):
+        if system.settings is own:
+            del known[name]
+            SharedSystemClient._identifier_to_refcount.pop(name, None)  # noqa: SLF001
+            system.instance(ServerAPI)._session.close()  # noqa: SLF001
+            system.stop()
 
 
 def _address(url: str) -> SplitResult:
@@ -157,7 +173,7 @@ def _address(url: str) -> SplitResult:
     raise SettingsError(f"chroma: 'url' must be http(s)://host:port, not {url!r}")
 
 
-def _connected(settings: ChromaSettings, parts: SplitResult) -> ClientAPI:
+def _connected(settings: ChromaSettings, parts: SplitResult, own: Settings) -> ClientAPI:
     secure = parts.scheme == "https"
     _ask_whether_it_lives(parts.geturl(), settings.timeout_s, secure)
     client = chromadb.HttpClient(
@@ -165,7 +181,7 @@ def _connected(settings: ChromaSettings, parts: SplitResult) -> ClientAPI:
         port=parts.port or (443 if secure else 80),
         ssl=secure,
         headers=dict(settings.headers),
-        settings=quiet() if secure else quiet(chroma_server_ssl_verify=False),
+        settings=own,
         tenant=settings.tenant,
         database=settings.database,
     )
