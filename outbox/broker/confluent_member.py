@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 from typing import Any, Final
 
-from outbox.broker.librdkafka import unavailable
+from outbox.broker.librdkafka import answer, unavailable
 from outbox.broker.settings import KafkaSettings
 
 ANSWER_WAIT_S: Final = 5.0
@@ -36,8 +37,8 @@ class Name:
         wait_s = min(ANSWER_WAIT_S, self._settings.timeout_s)
         admin = import_module("confluent_kafka.admin").AdminClient(self._options)
         try:
-            (asked,) = admin.describe_consumer_groups([self._group], request_timeout=wait_s).values()
-            members = asked.result(wait_s).members
+            asking = partial(admin.describe_consumer_groups, [self._group], request_timeout=wait_s)
+            members = answer(asking, wait_s).members
         except TimeoutError as error:
             raise unavailable(self._settings, "no answer in time") from error
         except self._library.KafkaException as error:

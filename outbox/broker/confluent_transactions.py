@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any, Final
 
 from outbox.broker.confluent_producer import ConfluentProducer, root
-from outbox.broker.librdkafka import opened, unavailable
+from outbox.broker.librdkafka import answer, opened, unavailable
 from outbox.broker.settings import KafkaSettings
 from outbox.broker.topics import Topics
 from outbox.broker.transactions import tails, taken_over, transaction_timeout_ms
@@ -87,9 +88,10 @@ class ConfluentClient(ConfluentProducer):
         low, _ = consumer.get_watermark_offsets(place, timeout=self._settings.timeout_s)
         admin = import_module("confluent_kafka.admin")
         client = opened(self._library, lambda: admin.AdminClient(self._plain))
-        asked = client.list_offsets({place: admin.OffsetSpec.latest()}, request_timeout=self._settings.timeout_s)
+        timeout_s = self._settings.timeout_s
+        asking = partial(client.list_offsets, {place: admin.OffsetSpec.latest()}, request_timeout=timeout_s)
         try:
-            return low, next(iter(asked.values())).result(self._settings.timeout_s).offset
+            return low, answer(asking, timeout_s).offset
         except TimeoutError as error:
             raise unavailable(self._settings, "no answer in time") from error
 

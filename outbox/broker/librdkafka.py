@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -41,6 +41,15 @@ def opened(library: Any, make: Callable[[], Any]) -> Any:
         return make()
     except library.KafkaException as error:
         raise SettingsError(f"kafka: {error.args[0].str()}") from error
+
+
+def answer(ask: Callable[[], Mapping[Any, Any]], timeout_s: float) -> Any:
+    """What the one future gives that ``ask`` returns under a name.
+
+    No frame of ours may have the future when it fails: it keeps its error, the error the frames, and these the client
+    that was asked, with its threads and connections, until Python collects.
+    """
+    return next(iter(ask().values())).result(timeout_s)
 
 
 def refused(error: Any) -> bool:
