@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from traceback import clear_frames
 from typing import Final
 
 from outbox.broker.protocol import Places, Producer, TopicPartition
@@ -141,6 +142,8 @@ class Leader:
     def _park(self, row: OutboxRow, refused: MessageRefused) -> None:
         self._parking.hold(row, first_line(refused))
         log.warning("parked", topic=row.topic, key=row.key, reason=first_line(refused))
+        # They hold the run that it was in and, mostly, the error itself: of a page each row may be refused.
+        clear_frames(refused.__traceback__)
         self._going_on()
 
     def _send(self, rows: Sequence[OutboxRow]) -> Places:

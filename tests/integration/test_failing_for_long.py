@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from outbox import garbage
-from outbox.broker.protocol import Message
+from outbox.broker.protocol import Message, TopicPartition
 from outbox.capture.capture import Capture, CaptureSettings
 from outbox.codec import Registry
 from outbox.database import connected
-from outbox.errors import BrokerUnavailable, DatabaseError, StoreUnavailable
+from outbox.errors import BrokerUnavailable, DatabaseError, MessageRefused, StoreUnavailable
 from outbox.log.append import append
 from outbox.relay.relay import Relay, RelaySettings
 from projectors.record import Change
@@ -25,7 +25,7 @@ from projectors.resilience import Resilience
 from projectors.runner import Runner
 from tests.integration.appending import event
 from tests.integration.reading import put, settings_of, staged
-from tests.relaying import Recorder
+from tests.relaying import Recorder, leading
 
 ATTEMPTS = 5
 
@@ -111,6 +111,22 @@ def test_a_relay_whose_broker_is_down_leaves_nothing(database: str, attempts: At
     with connected(database) as connection:
         append(connection, "order-1", event())
     Relay(database, broker, RelaySettings(retry_s=0.001)).run(stop)
+    assert attempts.left == [0] * ATTEMPTS
+
+
+def test_a_row_that_is_refused_leaves_nothing(database: str, attempts: Attempts) -> None:
+    class Refusing(Recorder):
+        def publish(self, messages: Sequence[Message]) -> dict[TopicPartition, int]:
+            held = Held()
+            attempts.begin(held)
+            error = MessageRefused("too large", 0)
+            raise error
+
+    with connected(database) as connection:
+        for number in range(ATTEMPTS):
+            append(connection, f"order-{number}", event())
+    with leading(database, Refusing()) as leader:
+        assert leader.step() == ATTEMPTS
     assert attempts.left == [0] * ATTEMPTS
 
 
