@@ -11,8 +11,8 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from outbox.event import Event
     from outbox.ingest.report import Report
     from outbox.settings import Settings
+
+SILENT_S: Final = 30.0
+"""Who connects for metrics and then says nothing for so long is let go: each takes a thread and a descriptor, and of a
+connection whose other end has vanished nothing more is ever heard."""
 
 MetricsPort = Annotated[int | None, typer.Option(min=1, max=65_535, help="Serve Prometheus metrics here.")]
 
@@ -231,7 +235,21 @@ def serve_metrics(port: int | None) -> None:
     if port is not None:
         from prometheus_client import start_http_server
 
-        start_http_server(port)
+        server, _ = start_http_server(port)
+        server.RequestHandlerClass = _impatient(server.RequestHandlerClass)
+
+
+def _impatient(handler: Any) -> Any:
+    """A handler of requests that gives up on who does not speak."""
+
+    class Impatient(handler):  # type: ignore[misc]
+        timeout = SILENT_S
+
+        def handle(self) -> None:
+            with suppress(TimeoutError):
+                super().handle()
+
+    return Impatient
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import typer
 from typer.testing import CliRunner
 
 from outbox.cli import main as cli
+from outbox.cli import commands
 from outbox.cli.commands import serve_metrics, until_stopped
 from outbox.cli.context import print_json
 from outbox.cli.progress import progress
@@ -295,6 +296,20 @@ def test_metrics_are_served_only_if_asked_for() -> None:
     serve_metrics(port)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         assert b"python_info" in answer.read()
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /metrics HTTP/1.1\r\nHost: a"])
+def test_who_connects_for_metrics_and_falls_silent_is_let_go(said: bytes, monkeypatch: Any, capfd: Any) -> None:
+    import socket
+
+    monkeypatch.setattr(commands, "SILENT_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    serve_metrics(port)
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as silent:
+        silent.sendall(said)
+        assert silent.recv(1) == b""
+    assert capfd.readouterr().err == ""
 
 
 def test_a_library_logs_warnings_to_standard_error_and_nothing_to_standard_output(capsys: Any) -> None:
