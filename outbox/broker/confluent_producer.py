@@ -174,6 +174,11 @@ class ConfluentProducer(KafkaProducer):
         producer, self._producer = self._producer, None
         if producer is not None:
             # What is in flight is a gap by librdkafka's lights; the servers drop what would follow one.
-            with contextlib.suppress(self._library.KafkaException, SystemError):
+            try:
                 producer.purge(in_queue=True, in_flight=True, blocking=True)
                 producer.flush(CLOSE_WAIT_S)
+            except (self._library.KafkaException, SystemError):
+                # A flush that has raised keeps the producer for good, with its threads and connections
+                # (confluent-kafka 2.16); releases that have no ``close`` are not known to.
+                with contextlib.suppress(self._library.KafkaException, SystemError, AttributeError):
+                    producer.close(CLOSE_WAIT_S)

@@ -1,4 +1,4 @@
-"""What is left of a client over librdkafka that was asked once and got an error for an answer."""
+"""What is left of clients over librdkafka that got an error for their last answer."""
 
 import gc
 import weakref
@@ -9,6 +9,7 @@ import pytest
 from confluent_kafka import admin
 
 from outbox.broker.confluent_member import Name
+from outbox.broker.confluent_producer import ConfluentProducer
 from outbox.broker.confluent_transactions import ConfluentClient
 from outbox.broker.settings import KafkaSettings
 from outbox.errors import BrokerUnavailable
@@ -52,3 +53,22 @@ def test_one_that_was_asked_where_the_notes_end(opened):
     with pytest.raises(confluent_kafka.KafkaException):
         ConfluentClient(confluent_kafka, {}, SETTINGS, None, "relay")._ends(Reading())
     assert not opened
+
+
+def test_a_producer_whose_last_flush_fails_is_closed():
+    did = []
+
+    class Fatal:
+        def purge(self, **_):
+            did.append("purge")
+
+        def flush(self, timeout_s):
+            raise SystemError("a gap")
+
+        def close(self, timeout_s):
+            did.append("close")
+
+    producer = ConfluentProducer(confluent_kafka, {}, SETTINGS, None)
+    producer._producer = Fatal()
+    producer.discard()
+    assert did == ["purge", "close"]
