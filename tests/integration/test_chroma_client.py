@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from chromadb.api.shared_system_client import SharedSystemClient
@@ -26,7 +26,7 @@ def test_a_client_of_a_chroma_server_leaves_no_connection(address: Callable[[str
 
     def left() -> tuple[int, int]:
         gc.collect()
-        return len(os.listdir("/dev/fd")), len(SharedSystemClient._identifier_to_system)
+        return len(list(Path("/dev/fd").iterdir())), len(SharedSystemClient._identifier_to_system)
 
     open_and_close()
     before = left()

@@ -20,8 +20,8 @@ import structlog
 import typer
 from typer.testing import CliRunner
 
-from outbox.cli import main as cli
 from outbox.cli import commands
+from outbox.cli import main as cli
 from outbox.cli.commands import serve_metrics, until_stopped
 from outbox.cli.context import print_json
 from outbox.cli.progress import progress
