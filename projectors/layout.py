@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
 from outbox.envelope import topic_of
-from outbox.errors import SettingsError
+from outbox.errors import InvalidEvent, SettingsError
+from outbox.event import category_of, check_stream
 from outbox.logs import settle
 from outbox.settings import Projecting, Settings
 from projectors.entity import EntityDocuments, EntityGraph, EntityVectors
@@ -24,8 +25,8 @@ BUILT_IN: Final[Mapping[str, Callable[[tuple[str, ...]], Projection]]] = {
     "rows": Rows,
 }
 EMBEDDED: Final = {"vectors": "chroma", "graph": "ladybug", "documents": "tantivy"}
-PARTS: Final = ("fold", "records")
-"""What a projection's class has, whatever else only its instances have."""
+PARTS: Final = ("fold", "records", "categories")
+"""What a projection has."""
 SERVERS: Final = {"vectors": "chroma", "graph": "neo4j", "documents": "elasticsearch"}
 
 
@@ -61,13 +62,13 @@ class Layout:
         return tuple(topic_of(self.settings.prefix, category) for category in projection.categories)
 
     def projection(self, name: str) -> Projection:
-        """A projector's projection. Raises :class:`~outbox.errors.SettingsError` if it is nowhere to be found."""
+        """A projector's projection. Raises :class:`~outbox.errors.SettingsError` if it is nowhere to be found, or none."""
         settings = self.of(name)
         wanted = settings.projection
         if wanted in self.given:
-            return self.given[wanted]
+            return _checked(f"the projection {wanted!r}", self.given[wanted])
         if wanted in BUILT_IN:
-            return BUILT_IN[wanted](settings.categories)
+            return _checked(f"projectors.{name}", BUILT_IN[wanted](settings.categories))
         return _imported(name, wanted)
 
     def store_settings(self, store: str) -> dict[str, Any]:
@@ -95,18 +96,44 @@ def _check_names(projectors: Mapping[str, Projecting]) -> None:
 
 def _imported(name: str, wanted: str) -> Projection:
     settle()  # logging, which the module may use as soon as it is imported
+    what = f"projectors.{name}.projection is {wanted!r}"
     module, _, attribute = wanted.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         known = ", ".join(BUILT_IN)
         raise SettingsError(
-            f"projectors.{name}.projection is {wanted!r}: neither one of {known} nor a module:name ({error})"
+            f"{what}: neither one of {known} nor a module:name ({error}); Python must find the module: install its"
+            " package here, or name its folder in PYTHONPATH"
         ) from error
-    lacking = [part for part in PARTS if not hasattr(found, part)]
+    except Exception as error:  # the module's own code may raise anything
+        raise SettingsError(f"{what}, which cannot be imported: {type(error).__name__}: {error}") from error
+    try:
+        made = found() if isinstance(found, type) else found
+    except TypeError as error:
+        raise SettingsError(f"{what}, which cannot be made without arguments: {error}") from error
+    return _checked(what, made)
+
+
+def _checked(what: str, projection: Any) -> Projection:
+    """The projection. Raises :class:`~outbox.errors.SettingsError` for what is none, or would follow no stream."""
+    if isinstance(projection, type):
+        raise SettingsError(f"{what} is a class: give an instance of it, {projection.__name__}()")
+    lacking = [part for part in PARTS if not hasattr(projection, part)]
     if lacking:
-        raise SettingsError(
-            f"projectors.{name}.projection is {wanted!r}, which is no projection: it has no {', '.join(lacking)}"
-        )
-    projection: Projection = found() if isinstance(found, type) else found
-    return projection
+        raise SettingsError(f"{what}, which is no projection: it has no {', '.join(lacking)}")
+    categories = projection.categories
+    if isinstance(categories, str) or not isinstance(categories, Collection):
+        raise SettingsError(f"{what}: categories is {categories!r:.80}: give a tuple of names, such as ('customer',)")
+    for category in categories:
+        try:
+            whole = category_of(check_stream(category)) == category
+        except (InvalidEvent, TypeError, AttributeError):
+            whole = False
+        if not whole:
+            raise SettingsError(
+                f"{what}: the category {category!r:.80} is none: it is what stands before the first '-' of a stream's"
+                " name, letters, digits, '.' and '_'"
+            )
+    found: Projection = projection
+    return found
