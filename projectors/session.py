@@ -27,7 +27,7 @@ from projectors.horizon import Horizon
 from projectors.late import Doubts, Late, newest_of
 from projectors.pipeline import Pipeline, Plan, Ready
 from projectors.resilience import Pace, Resilience, resilient
-from projectors.sinks.protocol import Conditional, Sink
+from projectors.sinks.protocol import Sink, is_conditional
 from projectors.skipping import skipping
 from projectors.witness import Witness
 
@@ -96,7 +96,7 @@ class Session:
         self._state = opened(stack, stations.dsn)
         self._plan, self._skipping = skipping(self._state, plan)
         store = stack.enter_context(stations.sink())
-        self._conditional = isinstance(store, Conditional)
+        self._conditional = is_conditional(store)
         if not self._conditional:
             newest = newest_of(stations.dsn, self._plan, stations.registry)
             store = Late(store, newest, stations.late_s, doubts=doubts)

@@ -52,7 +52,6 @@ class Sink(Protocol):
         """Remove the generation and all it holds. Idempotent."""
 
 
-@runtime_checkable
 class Conditional(Protocol):
     """What a sink says whose store compares versions and writes in one step, whoever else writes the same keys.
 
@@ -61,6 +60,11 @@ class Conditional(Protocol):
     """
 
     conditional: ClassVar[Literal[True]]
+
+
+def is_conditional(sink: object) -> bool:
+    """Whether a sink says so: one that says False, or a function, does not, though it has the name."""
+    return getattr(sink, "conditional", False) is True
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from projectors.record import Change
-from projectors.sinks.protocol import Conditional
+from projectors.sinks.protocol import is_conditional
 from tests.conformance.sinks import Space, expected, held, history, where
 
 SEED, LENGTH, KEYS = 11, 3_000, 400
@@ -74,7 +74,7 @@ def test_only_a_sink_that_two_writers_cannot_confuse_says_so(space: Space, kind:
     """Of one that does not say it, what it writes late is compared with the log."""
     del kind
     with space.open() as sink:
-        assert isinstance(sink, Conditional) == space.store.concurrent
+        assert is_conditional(sink) == space.store.concurrent
 
 
 def _apply_all(space: Space, generation: str, changes: list[Change]) -> None:

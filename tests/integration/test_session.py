@@ -84,6 +84,19 @@ def test_what_came_late_is_compared_with_the_log_unless_the_store_compares_and_s
     assert_equal_to_model(stage)
 
 
+def test_a_sink_that_says_it_does_not_compare_and_set_is_believed(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`conditional = False` was taken for True, since it has the name; and nothing late was ever put right."""
+    compared: list[str] = []
+    monkeypatch.setattr(Late, "_put_right", lambda *_: compared.append("late"))
+    monkeypatch.setattr(PostgresSink, "conditional", False)
+    with stepping(stage) as session:
+        publish(stage, 1)
+        drain(session)
+    assert compared
+
+
 def publish(stage: Stage, rounds: int, **more: Any) -> None:
     """So many events of each stream, in turn."""
     for number in range(rounds):
