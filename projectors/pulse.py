@@ -5,7 +5,7 @@ That keeps ``outbox status`` quick: the clients of the stores take seconds to im
 * ``path``: a folder of an embedded store; it answers through the process that holds it.
 * ``url`` with http(s): any answer of the server but a 5xx, whatever it says of the credentials it was not given.
 * ``url`` with bolt or neo4j: a Bolt handshake (https://neo4j.com/docs/bolt/current/bolt/handshake/).
-* ``dsn``: a connection to PostgreSQL.
+* ``dsn``: a connection to PostgreSQL, unless it has another scheme.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, urlsplit
 
-from psycopg import conninfo
+from psycopg import ProgrammingError, conninfo
 
 from outbox.database import connect, first_line
 from outbox.errors import DatabaseError
@@ -68,8 +68,7 @@ def pulse(settings: Mapping[str, Any], timeout_s: float = TIMEOUT_S) -> Pulse:
         if "path" in settings:
             return _folder(Path(settings["path"]))
         if "dsn" in settings:
-            connect(conninfo.make_conninfo(str(settings["dsn"]), connect_timeout=round(max(timeout_s, 2)))).close()
-            return Pulse(True)
+            return _postgres(str(settings["dsn"]), timeout_s)
         if "url" in settings:
             return _address(urlsplit(str(settings["url"])), timeout_s)
     except (OSError, ValueError, DatabaseError) as error:
@@ -82,6 +81,18 @@ def _folder(folder: Path) -> Pulse:
     if holder is not None:
         return Pulse(True, f"open in process {holder}")
     return Pulse(True) if folder.exists() else Pulse(False, f"nothing is in {folder} yet")
+
+
+def _postgres(dsn: str, timeout_s: float) -> Pulse:
+    scheme, separator, _ = dsn.partition("://")
+    if separator and scheme.isalnum() and scheme not in {"postgresql", "postgres"}:  # of a sink of another package
+        return Pulse(None, f"{scheme!r} is not known here")
+    try:
+        address = conninfo.make_conninfo(dsn, connect_timeout=round(max(timeout_s, 2)))
+    except ProgrammingError:  # its text repeats what may be a password
+        return Pulse(False, "its dsn is no address of PostgreSQL")
+    connect(address).close()
+    return Pulse(True)
 
 
 def _address(url: SplitResult, timeout_s: float) -> Pulse:

@@ -179,6 +179,14 @@ def test_what_has_no_address_cannot_be_asked() -> None:
     assert pulse({"url": "redis://localhost"}).answers is None
     assert pulse({"url": "http://[::1"}).answers is False
     assert pulse({"dsn": f"postgresql://{NOBODY}/x"}).answers is False
+    assert pulse({"dsn": "mysql://u:secret@h/db"}).answers is None
+
+
+@pytest.mark.parametrize("dsn", ["host localhost password=secret", "postgresql://[::1 secret", "x"])
+def test_a_dsn_that_is_none_is_said_to_be_none(dsn: str) -> None:
+    """It ended the thread that asked, in a traceback, and was then said not to answer within two seconds."""
+    found = pulse({"dsn": dsn})
+    assert (found.answers, found.said) == (False, "its dsn is no address of PostgreSQL")
 
 
 # ------------------------------------------------------------------- verify and repair
