@@ -83,7 +83,9 @@ def wait_for_generation(
 def _published(connection: Connection, token: Token, relay: str | None, deadline: float) -> dict[tuple[str, int], int]:
     sleep_s = SLEEP_MIN_S
     while not (rows := connection.execute(_PUBLISHED, {"relay": relay, "xid": str(token.xid)}).fetchall()):
-        sleep_s = _pause(sleep_s, deadline, f"transaction {token} is not published: is a relay running?")
+        sleep_s = _pause(
+            sleep_s, deadline, f"transaction {token} is not published: is a relay running, and is it committed?"
+        )
     return {(topic, partition): offset for topic, partition, offset in rows if topic is not None}
 
 

@@ -143,7 +143,8 @@ class Search:
         :class:`~outbox.errors.InvalidEvent` for what is no token.
         """
         plans = self._side.plans()
-        wanted = set(projectors) if projectors is not None else set(plans)
+        named = (projectors,) if isinstance(projectors, str) else projectors
+        wanted = set(named) if named is not None else set(plans)
         if unknown := wanted - set(plans) - {plan.store for plan in plans.values()}:
             raise SettingsError(f"{', '.join(sorted(unknown))}: there is no projector and no store of that name")
         topics = {name: plan.topics for name, plan in plans.items() if wanted & {name, plan.store}}
@@ -263,8 +264,8 @@ def _bounded(limit: int) -> int:
 def _token(token: Token | int | str) -> Token:
     try:
         found = token if isinstance(token, Token) else Token(int(token))
-    except ValueError:
+    except (ValueError, TypeError):
         found = Token(0)
     if not 0 < found.xid < XIDS:
-        raise InvalidEvent(f"{str(token)!r} is no token: append gives one", "token")
+        raise InvalidEvent(f"{str(token)!r:.80} is no token: append gives one, as .token", "token")
     return found

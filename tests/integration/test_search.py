@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from outbox.errors import DatabaseError, InvalidEvent, SettingsError, StoreError, StoreUnavailable, WaitTimeout
-from outbox.log.statement import Token
+from outbox.log.statement import Appended, Token
 from outbox.settings import Projecting, Settings
 from projectors import ledger, wiring
 from projectors.query import search as search_module
@@ -138,6 +138,7 @@ def test_one_waits_for_a_projector_by_its_name_or_its_stores(asked: Search) -> N
     asked.wait_for(now, 30, ["documents"])
     asked.wait_for(str(now.xid), 30, [store])
     asked.wait_for(now.xid, 30)
+    asked.wait_for(now, 30, "documents")  # the letters of it were said to be no projectors
 
 
 def test_waiting_for_nobody_and_for_no_token_is_refused(asked: Search) -> None:
@@ -148,6 +149,9 @@ def test_waiting_for_nobody_and_for_no_token_is_refused(asked: Search) -> None:
     for token in (0, -1, 2**64, str(10**30)):
         with pytest.raises(InvalidEvent, match="is no token"):
             asked.wait_for(token)
+    whole = Appended("a-1", 1, (1,), (), Token(1), False)  # what append gives, instead of its token
+    with pytest.raises(InvalidEvent, match=r"Appended.*is no token: append gives one, as \.token"):
+        asked.wait_for(whole)
 
 
 def test_what_nobody_publishes_is_waited_for_in_vain(plain: World) -> None:
