@@ -51,6 +51,13 @@ class Store:
     """Whether the store itself compares and sets, so that two writers at once end right."""
     durable: bool = True
     """Whether what was applied outlives the process."""
+    sums: bool = True
+    """Whether its sink offers sums."""
+
+    @property
+    def answers(self) -> bool:
+        """Whether it has a reader."""
+        return self.entry in entry_points(group="outbox.readers").names
 
 
 def discover() -> tuple[Store, ...]:
@@ -145,6 +152,11 @@ EVERY_KIND = [(store, kind) for store in STORES for kind in store.kinds]
 def with_kind(kind: type) -> pytest.MarkDecorator:
     """Run the test on every store that takes this kind of record."""
     return pytest.mark.parametrize("store", [store for store in STORES if kind in store.kinds], ids=label)
+
+
+def answering(kind: type) -> pytest.MarkDecorator:
+    """The same, of those that answer questions."""
+    return pytest.mark.parametrize("store", [s for s in STORES if kind in s.kinds and s.answers], ids=label)
 
 
 def where(condition: Callable[[Store], Any]) -> pytest.MarkDecorator:
