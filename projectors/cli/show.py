@@ -80,6 +80,11 @@ def show_verify(reports: Sequence[Mapping[str, Any]]) -> None:
             )
         if r.get("why_full"):
             out.print(f"{r['projector']}: read whole, since {shown(r['why_full'])}")
+        if r["parked"]:
+            out.print(
+                f"[yellow]parked[/] {r['projector']}: {r['parked']} stream(s) cannot be projected and are left out; see"
+                " `outbox dead-letters list`"
+            )
         if would := r.get("would"):
             out.print(
                 f"{r['projector']}: a repair would write {would['writes']} record(s) and remove {would['removes']},"

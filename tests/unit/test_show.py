@@ -158,3 +158,13 @@ def test_dead_letters_show_why(wide: None, capsys: pytest.CaptureFixture[str]) -
     shown = capsys.readouterr().out
     for word in ("a-[1]", "4", "t.y", "2", "no [good]"):
         assert word in shown
+
+
+def test_a_verification_says_which_streams_it_leaves_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """The table showed nothing but noughts while records were missing."""
+    show.show_verify([{**REPORT, "missing": 0, "differences": [], "parked": 3}])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "documents: 3 stream(s) cannot be projected and are left out" in shown
+    assert "dead-letters" in shown
+    show.show_verify([REPORT])
+    assert "left out" not in capsys.readouterr().out
