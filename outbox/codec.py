@@ -30,6 +30,10 @@ SIZE_MAX: Final = 16 * 1024 * 1024
 Upcaster = Callable[[dict[str, Any]], Mapping[str, Any]]
 """Takes one version's data and returns the next version's; pure, and free to change its argument."""
 
+_WHERE: Final = (
+    "is its folder among the schemas of the settings? (append knows the built-in ones alone, unless it is given a"
+    " registry)"
+)
 _UNREADABLE: Final = (
     EOFError,
     IndexError,
@@ -169,7 +173,7 @@ class Registry:
 
     def _unknown(self, name: str) -> UnknownEventType:
         near = difflib.get_close_matches(str(name), self._types, n=3)
-        advice = f"did you mean {' or '.join(near)}?" if near else "is its folder of schemas given in the settings?"
+        advice = f"did you mean {' or '.join(near)}?" if near else _WHERE
         return UnknownEventType(f"no schema for event type {str(name)[:100]!r}: {advice}")
 
     def _unreadable(self, name: str, data: bytes) -> InvalidEvent:

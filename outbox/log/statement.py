@@ -92,6 +92,8 @@ def append_statement(
     """Encode and check the events and build the statement. Raises :class:`~outbox.errors.InvalidEvent`."""
     if isinstance(events, NewEvent):
         return _one_statement(stream, expected, events, registry)
+    if not isinstance(events, Sequence):  # a generator: what is appended is looked at more than once
+        raise InvalidEvent(f"events is a {type(events).__name__}: give a NewEvent, or a list of them")
     if len(events) == 1:
         return _one_statement(stream, expected, events[0], registry)
     return Statement(APPEND, check_batch(stream, expected, events, registry))

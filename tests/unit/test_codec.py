@@ -381,3 +381,9 @@ def test_threads_share_one_registry(registry):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_type_of_ones_own_that_is_unknown_says_where_schemas_come_from():
+    """Their folder may well be in the settings: an append without a registry looks at the built-in ones alone."""
+    with pytest.raises(UnknownEventType, match=r"'invoice\.sent'.*schemas of the settings.*append.*given a registry"):
+        default_registry().encode("invoice.sent", {})

@@ -148,3 +148,10 @@ def test_payloads_are_bytes_of_a_bounded_size(payload):
     with pytest.raises(InvalidEvent) as caught:
         send_statement("t", "k", payload)
     assert caught.value.field == "payload"
+
+
+@pytest.mark.parametrize("events", [(event() for _ in range(2)), iter([event()]), None, 7])
+def test_events_that_are_no_list_are_refused_by_name(events) -> None:
+    """A generator was a TypeError about len()."""
+    with pytest.raises(InvalidEvent, match=f"events is a {type(events).__name__}: give a NewEvent, or a list"):
+        append_statement("a-1", "any", events, default_registry())
