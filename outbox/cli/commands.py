@@ -280,7 +280,8 @@ def _show(event: Event, as_json: bool) -> None:
     if as_json:
         print_json({name: getattr(event, name) for name in event.__slots__})
     else:
-        name = plain(" ".join(str(event.data.get("name", "")).split()))
+        name = event.data.get("name")
+        name = "" if name is None else plain(" ".join(str(name).split()))
         typer.echo(
             f"{event.position:>8}  {event.at:%Y-%m-%d %H:%M:%S}  {event.stream}@{event.version}  {event.type}  {name}"
         )

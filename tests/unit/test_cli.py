@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
 from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -26,6 +28,7 @@ from outbox.cli.commands import serve_metrics, until_stopped
 from outbox.cli.context import print_json
 from outbox.cli.progress import progress
 from outbox.errors import InvalidEvent, OutboxError, SettingsError, StoreUnavailable
+from outbox.event import Event
 from outbox.logs import configure_logging, quiet_unless_configured
 
 COMMANDS = (
@@ -353,3 +356,13 @@ def test_no_store_or_broker_client_is_imported_to_begin(code: str, tmp_path: Pat
         check=True,
     )
     assert shown.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("name", "shown"), [(None, ""), ("", ""), ("a\nb", "a b"), (0, "0")])
+def test_an_event_whose_name_is_null_is_shown_without_one(
+    name: Any, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A patch that sets no name was shown as one of something called None."""
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    commands._show(Event("a-1", 1, "entity.patched", {"name": name}, uuid4(), 7, at, {}), as_json=False)
+    assert capsys.readouterr().out.rstrip("\n").endswith(f"a-1@1  entity.patched  {shown}")
