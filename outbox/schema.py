@@ -104,6 +104,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise SchemaError(f"{path}: not JSON: {_line(error)}") from error
     if not isinstance(source, dict) or source.get("type") != "record":
         raise SchemaError(f'{path}: an event\'s schema must be an object with "type": "record"')
+    if not isinstance(source.get("fields"), list):  # fastavro would take it for a record without any
+        raise SchemaError(f'{path}: an event\'s schema must have its "fields", a list ([] if it has none)')
     return source
 
 

@@ -105,6 +105,8 @@ def test_a_gap_in_the_versions_is_refused(tmp_path):
         ('"string"', '"type": "record"'),
         ({"type": "enum", "name": "E", "symbols": ["A"]}, '"type": "record"'),
         ({"type": "record", "fields": []}, "name"),
+        ({"type": "record", "name": "A"}, 'must have its "fields"'),
+        ({"type": "record", "name": "A", "fields": {"a": "string"}}, 'must have its "fields"'),
         (record({"name": "a"}), "missing 'type'"),
         (record({"name": "a", "type": "strnig"}), "unknown type 'shop.strnig'"),
         (record({"name": "a", "type": {"type": "array"}}), "'items'"),
