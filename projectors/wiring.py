@@ -185,7 +185,7 @@ def open_read_side(settings: Settings, given: Mapping[str, Projection] | None = 
     """
     for name in settings.stores:
         if name not in _installed("outbox.sinks").names:
-            raise _no_store(name)
+            raise SettingsError(f"stores.{name}: {_no_store(name)}")
     with open_write_side(settings) as write:
         yield ReadSide(write, given or {})
 
@@ -256,16 +256,14 @@ def _reads(store: str) -> type[Any]:
     return reads
 
 
-def _no_store(name: str) -> SettingsError:
-    return SettingsError(
-        f"there is no store {name!r}; installed are {', '.join(sorted(_installed('outbox.sinks').names))}"
-    )
+def _no_store(name: str) -> str:
+    return f"there is no store {name!r}; installed are {', '.join(sorted(_installed('outbox.sinks').names))}"
 
 
 def _load(group: str, name: str) -> Callable[..., Any]:
     found = list(_installed(group).select(name=name))
     if not found:
-        raise _no_store(name)
+        raise SettingsError(_no_store(name))
     entry = found[0]
     try:
         loaded: Callable[..., Any] = entry.load()

@@ -31,5 +31,8 @@ def test_a_wrong_key_of_a_stores_section_is_named(
 
 def test_a_section_of_a_store_that_there_is_none_of_is_named() -> None:
     settings = load(database={"dsn": "postgresql://x/log"}, stores={"posgres": {"dsn": "postgresql://x/rows"}})
-    with pytest.raises(SettingsError, match="no store 'posgres'; installed are"), open_read_side(settings):
+    with (
+        pytest.raises(SettingsError, match=r"stores\.posgres: there is no store 'posgres'; installed are"),
+        open_read_side(settings),
+    ):
         raise AssertionError("it was opened")
