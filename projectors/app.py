@@ -30,7 +30,7 @@ class App:
     def wait_for(self, token: Token, timeout_s: float = 10.0, projectors: Iterable[str] | None = None) -> None:
         """Return once every store (or those named) holds what the token's transaction wrote."""
         with _blaming(self.threads):
-            self.search.wait_for(token, timeout_s, projectors)
+            self.search.wait_for(token, timeout_s, projectors, self.threads.check)
 
     def verify(self) -> None:
         """Raise :class:`~outbox.errors.VerificationFailed` if a record of any store differs from the log, or is not

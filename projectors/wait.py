@@ -8,7 +8,7 @@ itself, and never less. Streams that are parked hold nobody up: their dead lette
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from outbox.database import Connection
@@ -42,26 +42,32 @@ SLEEP_MIN_S: Final = 0.001
 SLEEP_MAX_S: Final = 0.02
 
 
+def nobody_asked() -> None:
+    """Of a wait that nothing but its end can end."""
+
+
 def wait_for(
     connection: Connection,
     token: Token,
     projectors: Mapping[str, Sequence[str]],
     timeout_s: float = 10.0,
     relay: str = "relay",
+    check: Callable[[], object] = nobody_asked,
 ) -> None:
     """Return once every projector named (with its topics) has applied what the token's transaction wrote.
 
-    Call it after the commit. Raises :class:`~outbox.errors.WaitTimeout`, which names who is behind.
+    Call it after the commit. ``check`` is called in between: what it raises ends the wait. Raises
+    :class:`~outbox.errors.WaitTimeout`, which names who is behind.
     """
     deadline = time.monotonic() + timeout_s
-    published = _published(connection, token, relay, deadline)
+    published = _published(connection, token, relay, deadline, check)
     wants: list[Want] = [
         (name, None, topic, partition, last)
         for name, topics in projectors.items()
         for (topic, partition), last in published.items()
         if topic in topics
     ]
-    _reached(connection, wants, deadline)
+    _reached(connection, wants, deadline, check)
 
 
 def wait_for_generation(
@@ -80,20 +86,30 @@ def wait_for_generation(
     )
 
 
-def _published(connection: Connection, token: Token, relay: str | None, deadline: float) -> dict[tuple[str, int], int]:
+def _published(
+    connection: Connection,
+    token: Token,
+    relay: str | None,
+    deadline: float,
+    check: Callable[[], object] = nobody_asked,
+) -> dict[tuple[str, int], int]:
     sleep_s = SLEEP_MIN_S
     while not (rows := connection.execute(_PUBLISHED, {"relay": relay, "xid": str(token.xid)}).fetchall()):
+        check()
         sleep_s = _pause(
             sleep_s, deadline, f"transaction {token} is not published: is a relay running, and is it committed?"
         )
     return {(topic, partition): offset for topic, partition, offset in rows if topic is not None}
 
 
-def _reached(connection: Connection, wants: Sequence[Want], deadline: float) -> None:
+def _reached(
+    connection: Connection, wants: Sequence[Want], deadline: float, check: Callable[[], object] = nobody_asked
+) -> None:
     sleep_s = SLEEP_MIN_S
     names = ("projectors", "generations", "topics", "partitions", "offsets")
     parameters = {name: [want[n] for want in wants] for n, name in enumerate(names)}
     while wants and (behind := connection.execute(_BEHIND, parameters).fetchall()):
+        check()
         spoken = ", ".join(f"{projector} on {partitions} partition(s)" for projector, partitions in behind)
         sleep_s = _pause(sleep_s, deadline, f"behind is {spoken}: is its projector running?")
 

@@ -23,7 +23,7 @@ from outbox.errors import InvalidEvent, SettingsError, StoreError
 from outbox.log.statement import Token
 from projectors import ledger
 from projectors.query.protocol import DEPTH_MAX, Direction, Hit, Neighbour, Path
-from projectors.wait import wait_for
+from projectors.wait import nobody_asked, wait_for
 from projectors.wiring import ReadSide
 
 RRF_K: Final = 60
@@ -134,10 +134,14 @@ class Search:
         return fuse([a for a in answers if not isinstance(a, StoreError)])[:most]
 
     def wait_for(
-        self, token: Token | int | str, timeout_s: float = 10.0, projectors: Iterable[str] | None = None
+        self,
+        token: Token | int | str,
+        timeout_s: float = 10.0,
+        projectors: Iterable[str] | None = None,
+        check: Callable[[], object] = nobody_asked,
     ) -> None:
         """Return once what the token's transaction wrote can be found, in all stores or in those named (by their
-        projectors' names or their own).
+        projectors' names or their own). ``check`` is called in between: what it raises ends the wait.
 
         Raises :class:`~outbox.errors.WaitTimeout`, :class:`~outbox.errors.SettingsError` for an unknown name and
         :class:`~outbox.errors.InvalidEvent` for what is no token.
@@ -149,7 +153,7 @@ class Search:
             raise SettingsError(f"{', '.join(sorted(unknown))}: there is no projector and no store of that name")
         topics = {name: plan.topics for name, plan in plans.items() if wanted & {name, plan.store}}
         relay = self._side.settings.relay.name
-        self._looked_up(lambda connection: wait_for(connection, _token(token), topics, timeout_s, relay))
+        self._looked_up(lambda connection: wait_for(connection, _token(token), topics, timeout_s, relay, check))
         self._serving.clear()  # what was waited for is in those that serve now
 
     # ---------------------------------------------------------------- questions

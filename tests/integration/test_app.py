@@ -89,6 +89,16 @@ def test_what_ended_a_thread_is_raised_at_the_end_of_the_block(database: str, tm
         pass
 
 
+@pytest.mark.timeout(30)
+def test_who_waits_already_when_a_thread_ends_is_told_then(database: str, tmp_path: Path) -> None:
+    wrong = {"customers": (Customers(), "tantivvy")}
+    with (
+        pytest.raises(SettingsError, match="no store 'tantivvy'"),
+        running(projections=wrong, settings=settings_of(database, tmp_path)) as app,
+    ):
+        app.wait_for(add(app), timeout_s=3_600)
+
+
 def test_a_time_out_of_a_projector_that_runs_stays_one(database: str, tmp_path: Path) -> None:
     with running(projections={"customers": (Customers(), "memory")}, settings=settings_of(database, tmp_path)) as app:
         app.wait_for(add(app))
