@@ -83,7 +83,7 @@ def test_what_ended_a_thread_is_raised_at_the_end_of_the_block(database: str, tm
     wrong = {"customers": (Customers(), "tantivvy")}
     with (
         pytest.raises(SettingsError, match="no store 'tantivvy'"),
-        running(projections=wrong, settings=settings_of(database, tmp_path)) as app,
+        running(projections=wrong, settings=settings_of(database, tmp_path)),
         once_ended(),
     ):
         pass
