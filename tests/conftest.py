@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-import structlog
 from psycopg import conninfo, sql
 
 from deploy.local.resolve import resolve
@@ -30,14 +29,6 @@ RERUN_CHARS = 4_000
 
 QUICK = {"postgres": {"fsync": "off"}}
 """Processes are killed in these tests, machines are not: what the kernel has is safe. Halves the run."""
-
-
-@pytest.fixture(autouse=True)
-def logs_as_they_were() -> Iterator[None]:
-    """What a test has told the process to do with log lines ends with it: others look for theirs where they go by
-    themselves."""
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import structlog
 
 from outbox import NewEvent, append
 from outbox.errors import SettingsError, VerificationFailed, WaitTimeout
@@ -29,6 +30,13 @@ class Customers:
 
     def records(self, stream: str, state: Any) -> Any:
         return [Document(stream, "customer", state["name"], state["city"])]
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_were() -> Iterator[None]:
+    """Running the product as a library sends this process's log lines elsewhere; tests behind look where they were."""
+    yield
+    structlog.reset_defaults()
 
 
 def settings_of(dsn: str, folder: Path, **more: Any) -> Settings:

@@ -39,6 +39,12 @@ COMMANDS = (
 DRIVERS = ["chromadb", "neo4j", "elasticsearch", "confluent_kafka", "kafka", "ladybug", "tantivy"]
 
 
+@pytest.fixture(autouse=True)
+def unconfigured() -> Any:
+    yield
+    structlog.reset_defaults()
+
+
 def run(*arguments: str) -> Any:
     return CliRunner().invoke(cli.build(), list(arguments))
 
