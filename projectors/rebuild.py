@@ -23,7 +23,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -94,10 +94,8 @@ def first_build(plan: Plan, stations: Stations, stop: threading.Event) -> str:
     """The serving generation; builds it if there is none, or waits for the process that does. "" if stopped."""
     while not stop.is_set():
         with connected(stations.dsn) as connection:
-            found = ledger.serving(connection, plan.name)
-            if found is not None:
-                _point_back(connection, plan, stations, found)
-                return found
+            if ledger.serving(connection, plan.name) is not None:
+                return _pointed_back(connection, plan, stations)
             try:
                 lock(connection, plan.name)
                 return ledger.serving(connection, plan.name) or build(connection, plan, stations, stop).generation
@@ -106,16 +104,17 @@ def first_build(plan: Plan, stations: Stations, stop: threading.Event) -> str:
     return ""
 
 
-def _point_back(connection: Connection, plan: Plan, stations: Stations, serving: str) -> None:
-    """Lead the store's alias to what serves, if a build was killed that may have led it away."""
-    if not any(g.state == "building" for g in ledger.generations(connection, plan.name)):
-        return
-    try:
-        lock(connection, plan.name)
-    except Building:
-        return  # it goes on, and the alias is its own
-    with stations.sink() as sink:
-        sink.switch(serving)
+def _pointed_back(connection: Connection, plan: Plan, stations: Stations) -> str:
+    """The serving generation, with the store's alias led to it, if a build was killed that may have led it away.
+
+    It is looked up under the lock: a build that was waited for may have switched to its own.
+    """
+    if any(g.state == "building" for g in ledger.generations(connection, plan.name)):
+        with suppress(Building):  # it goes on, and the alias is its own
+            lock(connection, plan.name)
+            with stations.sink() as sink:
+                sink.switch(ledger.serving(connection, plan.name) or "")
+    return ledger.serving(connection, plan.name) or ""
 
 
 def build(

@@ -373,6 +373,28 @@ def test_the_lock_of_a_build_that_just_ended_is_waited_for(stage: Stage) -> None
         going.join()
 
 
+def test_a_build_that_ends_while_a_projector_waits_for_its_lock_keeps_the_alias(stage: Stage) -> None:
+    """The projector would lead it back to what served when it began to wait, which is dropped by and by."""
+    rebuilt(stage, check=False)
+    plan, stations = stage.side.plan("rows"), stage.side.stations("rows")
+    led: list[str] = []
+    with connected(stage.side.write.dsn) as building, stage.side.open_sink("rows") as sink:
+        lock(building, "rows")
+        sink.prepare("g2")
+        ledger.begin_generation(building, "rows", "g2", plan.topics)
+        starting = threading.Thread(target=lambda: led.append(rebuild.first_build(plan, stations, threading.Event())))
+        starting.start()
+        waits = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (%s)"
+        here = "SELECT oid FROM pg_database WHERE datname = current_database()"
+        until(lambda: stage.connection.execute(waits.replace("%s", here)).fetchone() is not None, "it waits")
+        sink.switch("g2")
+        ledger.switch_generation(building, "rows", "g2")
+    starting.join()
+    assert led == ["g2"]
+    (shown,) = stage.connection.execute("SELECT pg_get_viewdef('outbox_rows.rows'::regclass)").fetchone()
+    assert "rows:g2" in shown
+
+
 def test_parked_streams_keep_their_last_good_records_in_a_new_generation(stage: Stage) -> None:
     stage.append("thing-1", put(b=1), bad(), put(c=1))
     stage.append("thing-2", put(b=1, odd=1), put(odd=2))
