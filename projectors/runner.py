@@ -15,6 +15,7 @@ from outbox.errors import BrokerError, BrokerUnavailable, DatabaseError, MemberF
 from outbox.garbage import collect_ended
 from outbox.log.identity import check_identity
 from outbox.logs import logger
+from outbox.rests import Rests
 from projectors import ledger
 from projectors.late import Doubts
 from projectors.pipeline import Plan
@@ -26,9 +27,6 @@ log = logger("outbox.projector")
 HEARTBEAT_S: Final = 5.0
 LOOK_S: Final = 1.0
 """How often a projector looks whether another generation serves, and whether a retry was asked for."""
-
-REST_FACTOR_MAX: Final = 8
-"""Rests between sessions that fail double up to this many times the first."""
 
 POLLS_FAILED_MAX: Final = 10
 """Polls in a row that may fail before the consumer is opened anew."""
@@ -52,20 +50,18 @@ class Runner:
         own code do end it, and so does a process that has taken its name
         (:class:`~outbox.errors.MemberFenced`): joining again would put that one out in its turn.
         """
-        rest_s = self._stations.rest_s
+        rests = Rests(self._stations.rest_s)
         while not stop.is_set():
-            began = time.monotonic()
+            rests.begin()
             try:
                 self._session(stop)
             except MemberFenced:
                 raise
             except (StoreError, BrokerError, DatabaseError, WaitTimeout, psycopg.Error) as error:
-                if time.monotonic() - began > self._stations.rest_s * REST_FACTOR_MAX:
-                    rest_s = self._stations.rest_s
+                rest_s = rests.failed()
                 log.warning("will try again", projector=self._plan.name, error=first_line(error), in_s=rest_s)
                 self._say(first_line(error))
                 stop.wait(rest_s)
-                rest_s = min(rest_s * 2, self._stations.rest_s * REST_FACTOR_MAX)
             collect_ended()
 
     def _session(self, stop: threading.Event) -> None:

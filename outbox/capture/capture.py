@@ -26,6 +26,7 @@ from outbox.garbage import collect_ended
 from outbox.log.identity import check_identity
 from outbox.logs import logger
 from outbox.relay.lease import Keeper, Lease, new_holder, wait_for
+from outbox.rests import Rests
 
 __all__ = ["Capture", "CaptureSettings"]
 
@@ -114,11 +115,13 @@ class Capture:
     def run(self, stop: threading.Event, *, drain: bool = False) -> None:
         """Lead whenever the lease is free, until told to stop or no table is captured any more.
 
-        Failures of a database are logged and tried again; nothing else is caught
+        Failures of a database are logged and tried again, ever less often; nothing else is caught
         (:class:`~outbox.errors.LogWentBack` ends it until a reconcile). ``drain``: wait for the lease,
         return once everything that was committed in the source is in the log, and raise the first failure instead.
         """
+        rests = Rests(self._settings.retry_s)
         while not stop.is_set():
+            rests.begin()
             try:
                 if self._attempt(stop, drain=drain):
                     return
@@ -127,8 +130,9 @@ class Capture:
             except (DatabaseError, psycopg.Error) as error:
                 if drain:
                     raise
-                log.warning("will try again", error=first_line(error), in_s=self._settings.retry_s)
-                stop.wait(self._settings.retry_s)
+                rest_s = rests.failed()
+                log.warning("will try again", error=first_line(error), in_s=rest_s)
+                stop.wait(rest_s)
             collect_ended()
 
     def _attempt(self, stop: threading.Event, *, drain: bool) -> bool:

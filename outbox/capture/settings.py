@@ -22,7 +22,7 @@ class CaptureSettings:
     sleep_s: float = 0.2
     """The longest wait for the stream at a time: it bounds how late the leader notices that it should stop."""
     retry_s: float = 0.5
-    """Pause after a failure of a database."""
+    """The rest after a failure of a database; the next ones double (:mod:`outbox.rests`)."""
     slot_wal_warn_bytes: int = 1 << 30
     """Warn when the slot keeps more of the source's write-ahead log than this."""
 

@@ -21,6 +21,7 @@ from outbox.relay.horizon import Horizon
 from outbox.relay.leader import Leader
 from outbox.relay.lease import Keeper, Lease, new_holder, wait_for
 from outbox.relay.settings import RelaySettings
+from outbox.rests import Rests
 
 __all__ = ["Relay", "RelaySettings"]
 
@@ -39,11 +40,13 @@ class Relay:
     def run(self, stop: threading.Event, *, drain: bool = False) -> None:
         """Lead whenever the lease is free.
 
-        Failures of the broker or the database are logged and tried again; nothing else is caught, so a log that
-        went back (:class:`~outbox.errors.LogWentBack`) ends it. ``drain``:
-        wait for the lease, publish, return once nothing is left, and raise the first failure instead.
+        Failures of the broker or the database are logged and tried again, ever less often; nothing else is caught, so
+        a log that went back (:class:`~outbox.errors.LogWentBack`) ends it. ``drain``: wait for the lease, publish,
+        return once nothing is left, and raise the first failure instead.
         """
+        rests = Rests(self._settings.retry_s)
         while not stop.is_set():
+            rests.begin()
             try:
                 if self._attempt(stop, drain=drain):
                     return
@@ -53,8 +56,9 @@ class Relay:
                 if drain:
                     raise
                 RELAY_ERRORS.inc()
-                log.warning("will try again", error=first_line(error), in_s=self._settings.retry_s)
-                stop.wait(self._settings.retry_s)
+                rest_s = rests.failed()
+                log.warning("will try again", error=first_line(error), in_s=rest_s)
+                stop.wait(rest_s)
             collect_ended()
 
     def _attempt(self, stop: threading.Event, *, drain: bool) -> bool:

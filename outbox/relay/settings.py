@@ -36,7 +36,7 @@ class RelaySettings:
     """A relay with nothing to do asks ever less often, down to this, while it cannot sleep until it is woken
     (:mod:`outbox.relay.sleep`): a transaction that has appended is still open, or another relay sleeps already."""
     retry_s: float = 0.5
-    """Pause after a failure of the broker or the database."""
+    """The rest after a failure of the broker or the database; the next ones double (:mod:`outbox.rests`)."""
 
     @property
     def rows_max(self) -> int:
