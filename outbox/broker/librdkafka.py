@@ -8,6 +8,7 @@ from typing import Any
 
 from outbox.broker.settings import KafkaSettings
 from outbox.errors import BrokerUnavailable, SettingsError
+from outbox.extras import how_to_install
 
 REFUSED = (
     "MSG_SIZE_TOO_LARGE",
@@ -30,7 +31,7 @@ def load_library() -> Any:
         return import_module("confluent_kafka")
     except ImportError as error:
         raise SettingsError(
-            "kafka.client is 'confluent' but confluent-kafka is not installed: run `pip install outbox[confluent]`"
+            f"kafka.client is 'confluent' but confluent-kafka is not installed: {how_to_install('confluent')},"
             " or set it to 'kafka-python'"
         ) from error
 

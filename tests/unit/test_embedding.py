@@ -226,7 +226,7 @@ def test_a_wrong_setting_is_refused_on_one_line(setting, why):
 
 def test_a_missing_extra_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(SettingsError, match=r"outbox\[sentence-transformers\]"):
+    with pytest.raises(SettingsError, match=r"pip install '\.\[sentence-transformers\]'"):
         embedder("sentence-transformers:all-MiniLM-L6-v2")
 
 
