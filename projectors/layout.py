@@ -125,6 +125,8 @@ def _checked(what: str, projection: Any) -> Projection:
     categories = projection.categories
     if isinstance(categories, str) or not isinstance(categories, Collection):
         raise SettingsError(f"{what}: categories is {categories!r:.80}: give a tuple of names, such as ('customer',)")
+    if not categories:
+        raise SettingsError(f"{what}: categories is empty, so it would follow no stream: name one at least")
     for category in categories:
         try:
             whole = category_of(check_stream(category)) == category

@@ -57,6 +57,8 @@ def given(projection: Any) -> Layout:
         (following("customer"), r"categories is 'customer': give a tuple"),
         (following(c for c in ["customer"]), "categories is <generator.*give a tuple"),
         (following(None), "categories is None"),
+        (following(()), "categories is empty"),
+        (following([]), "categories is empty"),
         (following(("customer-*",)), r"category 'customer-\*' is none"),
         (following(("customer-42",)), "category 'customer-42' is none"),
         (following(["customer", ""]), "category '' is none"),
@@ -69,14 +71,17 @@ def test_a_projection_that_is_none_or_would_follow_nothing_is_refused(projection
         given(projection).projection("customers")
 
 
-@pytest.mark.parametrize("categories", [("customer",), ["a", "sales.orders"], {"a_b", "C"}, frozenset({"a"}), ()])
+@pytest.mark.parametrize("categories", [("customer",), ["a", "sales.orders"], {"a_b", "C"}, frozenset({"a"})])
 def test_categories_may_be_any_collection(categories: Any) -> None:
     assert given(following(categories)).projection("customers").categories == categories
 
 
-def test_a_built_in_projections_categories_are_checked_too() -> None:
-    projecting = {"docs": Projecting(projection="documents", store="tantivy", categories=("entity-*",))}
-    with pytest.raises(SettingsError, match=r"projectors\.docs: the category 'entity-\*' is none"):
+@pytest.mark.parametrize(
+    ("categories", "said"), [(("entity-*",), r"the category 'entity-\*' is none"), ((), "categories is empty")]
+)
+def test_a_built_in_projections_categories_are_checked_too(categories: tuple[str, ...], said: str) -> None:
+    projecting = {"docs": Projecting(projection="documents", store="tantivy", categories=categories)}
+    with pytest.raises(SettingsError, match=rf"projectors\.docs: {said}"):
         Layout(Settings(projectors=projecting), "").projection("docs")
 
 
