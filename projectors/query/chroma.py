@@ -32,7 +32,8 @@ class ChromaReader:
     def __init__(self, client: Client, projection: str) -> None:
         self._client = client
         self._projection = projection
-        self._collections: dict[str, Records] = {}
+        self._last: tuple[str, Records] | None = None
+        """The generation that was asked last, which is the serving one, and its collection."""
 
     def nearest(self, generation: str, embedding: Sequence[float], limit: int) -> Sequence[Hit]:
         """Approximate (HNSW). At most :data:`HITS_MAX`; equal scores come in the order of their keys.
@@ -46,19 +47,23 @@ class ChromaReader:
                 found = self._ask(generation, unit(np.asarray(embedding, np.float32)), min(limit, HITS_MAX))
         except StoreUnavailable:
             # Another process may have dropped the generation and made it again: ask for its collection anew.
-            self._collections.pop(generation, None)
+            self._last = None
             raise
         hits = map(_hit, found["ids"][0], found["distances"][0], found["documents"][0], found["metadatas"][0])
         return sorted(hits, key=lambda hit: (-hit.score, hit.key))
 
     def _ask(self, generation: str, embedding: Floats, limit: int) -> Mapping[str, Any]:
-        if generation not in self._collections:
-            name = collection_name(self._projection, generation, "records")
-            self._collections[generation] = self._client.get_collection(name, embedding_function=None)
-        answer: Mapping[str, Any] = self._collections[generation].query(
+        answer: Mapping[str, Any] = self._collection(generation).query(
             query_embeddings=[embedding], n_results=limit, include=["distances", "documents", "metadatas"]
         )
         return answer
+
+    def _collection(self, generation: str) -> Records:
+        last = self._last
+        if last is None or last[0] != generation:
+            name = collection_name(self._projection, generation, "records")
+            last = self._last = (generation, self._client.get_collection(name, embedding_function=None))
+        return last[1]
 
 
 def _hit(key: str, distance: float, document: str | None, metadata: Mapping[str, Any]) -> Hit:

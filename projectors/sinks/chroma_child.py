@@ -45,6 +45,8 @@ class Answers:
         if isinstance(found, Collection):
             self._collections[found.name, found.id] = found
             return found.id
+        if method == "delete_collection":
+            self._collections = {at: kept for at, kept in self._collections.items() if at[0] != given["name"]}
         return found
 
     def _at(self, place: Place) -> Collection:

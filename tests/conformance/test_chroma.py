@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from projectors.query.chroma import ChromaReader, open_reader
 from projectors.record import Change, Value, Vector
 from projectors.sinks import chroma, chroma_codec
 from projectors.sinks.chroma import ChromaSink, open_sink
+from projectors.sinks.chroma_engine import EngineCollection
 from tests.conformance.samples import DIMENSIONS, embedding, sample
 from tests.conformance.sinks import expected, held, put, tombstone
 
@@ -259,6 +261,19 @@ def test_a_server_that_goes_is_unavailable_and_loses_nothing_when_it_comes_back(
             sink.apply(G, vectors(200, version=2))
             assert held(sink, G) == expected(vectors(200, version=2))
             assert reader.nearest(G, embedding("k"), 1)
+
+
+def test_nothing_is_kept_of_generations_that_were_dropped(folder: dict[str, str]) -> None:
+    """A reader kept a collection of each generation that it was ever asked about."""
+    with open_sink("dropped", folder) as sink, open_reader("dropped", folder) as reader:
+        for number in range(4):
+            sink.prepare(f"g{number}")
+            sink.apply(f"g{number}", vectors(1))
+            assert reader.nearest(f"g{number}", embedding("k"), 1)
+            sink.drop(f"g{number - 1}")
+        gc.collect()
+        names = {o.name for o in gc.get_objects() if isinstance(o, EngineCollection)}
+    assert {n for n in names if n.startswith("dropped.")} == {"dropped.g3.records", "dropped.g3.tombstones"}
 
 
 def _is_unavailable(sink: ChromaSink, reader: ChromaReader) -> None:

@@ -1,6 +1,7 @@
 """Chroma's own process: it is asked, it fails and it ends as the engine inside ours would, but stops nobody."""
 
 import fcntl
+import gc
 import os
 import shutil
 import signal
@@ -8,16 +9,19 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 
+import chromadb
 import numpy as np
 import psutil
 import pytest
+from chromadb.api.models.Collection import Collection
 from chromadb.errors import NotFoundError
 
 from outbox.errors import SettingsError, StoreError, StoreUnavailable
 from projectors.sinks import chroma_client
-from projectors.sinks.chroma_child import carried
-from projectors.sinks.chroma_client import is_refusal, open_client
+from projectors.sinks.chroma_child import Answers, carried
+from projectors.sinks.chroma_client import is_refusal, open_client, quiet
 from projectors.sinks.chroma_engine import DATABASE, Engine
 from projectors.sinks.shared import Shared
 
@@ -261,6 +265,17 @@ def test_a_collection_made_anew_is_not_the_one_that_was_dropped(folder, client, 
         records.count()
     with pytest.raises(NotFoundError):  # nor does an engine that has never seen the first one take it for the second
         records.count()
+
+
+def test_the_engine_keeps_nothing_of_a_collection_that_was_dropped(folder):
+    with closing(chromadb.PersistentClient(str(folder), settings=quiet())) as client:
+        answers = Answers(client)
+        for name in ("dropped", "not-dropped"):
+            answers.answer(None, "get_or_create_collection", {"name": name, "embedding_function": None})
+        answers.answer(None, "delete_collection", {"name": "dropped"})
+        gc.collect()
+        kept = {o.name for o in gc.get_objects() if isinstance(o, Collection)}
+    assert kept & {"dropped", "not-dropped"} == {"not-dropped"}
 
 
 def test_a_folder_that_cannot_be_opened_is_said_in_a_line(tmp_path):
