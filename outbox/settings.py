@@ -11,14 +11,23 @@ import os
 from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from outbox.broker.settings import MESSAGE_BYTES_MAX, Client, Compression, KafkaSettings
+from outbox.broker.settings import MESSAGE_BYTES_MAX, Client, Compression, KafkaSettings, check_replication
 from outbox.errors import SettingsError
-from outbox.relay.settings import DeliveryName, EngineName, RelaySettings
+from outbox.relay.settings import DeliveryName, EngineName, RelaySettings, check_name
 
 FILE: Final = "outbox.toml"
 ENVIRONMENT: Final = "OUTBOX_"
@@ -29,8 +38,38 @@ SECRET: Final = frozenset({"database", "security", "stores"})
 """Sections that may hold passwords: their values are never repeated in a message."""
 SHOWN_LENGTH: Final = 80
 
+HOUR_S: Final = 3_600
+"""The longest that librdkafka waits for an answer, or lets a session last."""
+DAY_S: Final = 86_400
+LINGER_MAX_MS: Final = 900_000
+MESSAGE_BYTES_CEILING: Final = 1_000_000_000
+"""librdkafka's own bounds."""
+PROJECTOR_LENGTH_MAX: Final = 100
+PAGE_CEILING: Final = 1_000_000
+"""Rows of a page are in memory at once, up to four times: more is a slip of the pen."""
+
 _named: ContextVar[Path | None] = ContextVar("outbox_config", default=None)
 """The file given to :func:`load`, for pydantic's hook, which can be given nothing."""
+
+
+def _folder(value: Any) -> Any:
+    """A folder as it is given, refused if it is empty, which would be the working folder, or none that can be."""
+    if value == "" or "\0" in str(value):
+        raise ValueError("give a folder's path; '.' is this one")
+    return value
+
+
+Folder = Annotated[Path, BeforeValidator(_folder)]
+
+
+def _projector(name: str) -> str:
+    """The name of a projector: part of those of files, of Kafka's groups and of what is in the stores."""
+    if not name.strip() or not name.isprintable() or "/" in name or len(name) > PROJECTOR_LENGTH_MAX:
+        raise ValueError(f"a projector's name has 1 to {PROJECTOR_LENGTH_MAX} printable characters and no '/'")
+    return name
+
+
+Projector = Annotated[str, AfterValidator(_projector)]
 
 
 class Section(BaseModel):
@@ -40,7 +79,7 @@ class Section(BaseModel):
 class Database(Section):
     """PostgreSQL. In the embedded mode ``dsn`` may be left out: a server of our own is started."""
 
-    dsn: str | None = None
+    dsn: Annotated[str, StringConstraints(strip_whitespace=True)] | None = None
 
 
 class Kafka(Section):
@@ -49,26 +88,26 @@ class Kafka(Section):
     bootstrap: str | None = None
     client: Client = "auto"
     partitions: int = Field(12, ge=1, le=10_000)
-    replication: int = -1
+    replication: Annotated[int, AfterValidator(check_replication)] = -1
     compression: Compression | None = None
-    linger_ms: float | None = Field(None, ge=0)
-    max_message_bytes: int = Field(MESSAGE_BYTES_MAX, ge=1_000)
-    session_timeout_s: float = Field(10.0, gt=0)
+    linger_ms: float | None = Field(None, ge=0, le=LINGER_MAX_MS)
+    max_message_bytes: int = Field(MESSAGE_BYTES_MAX, ge=1_000, le=MESSAGE_BYTES_CEILING)
+    session_timeout_s: float = Field(10.0, ge=0.1, le=HOUR_S)
     member: str | None = None
-    timeout_s: float = Field(30.0, gt=0)
+    timeout_s: float = Field(30.0, ge=0.1, le=HOUR_S)
     security: dict[str, Any] = {}
 
 
 class Relaying(Section):
     """See :class:`outbox.relay.relay.RelaySettings`."""
 
-    name: str = "relay"
+    name: Annotated[str, AfterValidator(check_name)] = "relay"
     engine: EngineName = "poll"
     delivery: DeliveryName = "at_least_once"
-    slot_wal_warn_bytes: int = Field(1 << 30, ge=1 << 20)
-    lease_s: float = Field(3.0, gt=0.1, le=86_400)
-    page_max: int = Field(5_000, ge=200)
-    sleep_max_s: float = Field(0.05, gt=0, le=86_400)
+    slot_wal_warn_bytes: int = Field(1 << 30, ge=1 << 20, le=1 << 60)
+    lease_s: float = Field(3.0, gt=0.1, le=DAY_S)
+    page_max: int = Field(5_000, ge=200, le=PAGE_CEILING)
+    sleep_max_s: float = Field(0.05, ge=0.001, le=DAY_S)
 
 
 class Projecting(Section):
@@ -93,17 +132,17 @@ class Settings(BaseSettings):
     )
 
     mode: Literal["embedded", "servers"] = "embedded"
-    data_dir: Path = Path(".outbox")
+    data_dir: Folder = Path(".outbox")
     """Where the embedded mode keeps everything."""
-    prefix: str = Field("outbox", pattern=r"^[A-Za-z0-9._]+$")
-    """Topics are named ``<prefix>.<category>``."""
-    schemas: tuple[Path, ...] = ()
+    prefix: str = Field("outbox", pattern=r"^[A-Za-z0-9._]{1,200}$")
+    """Topics are named ``<prefix>.<category>``, in 249 characters at most."""
+    schemas: tuple[Folder, ...] = ()
     """Folders of your own ``*.avsc`` files."""
     database: Database = Database()
     kafka: Kafka = Kafka()
     relay: Relaying = Relaying()
     stores: dict[str, dict[str, Any]] = {}
-    projectors: dict[str, Projecting] = {}
+    projectors: dict[Projector, Projecting] = {}
 
     @field_validator("data_dir")
     @classmethod
@@ -191,10 +230,11 @@ def _check_environment(environment: Mapping[str, str]) -> None:
 
 def _spoken(error: ValidationError) -> str:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
     if first["type"] == "extra_forbidden":
         return f"settings: there is no key {key!r}"
-    return f"settings: {key!r} is wrong: {first['msg']}{_got(first['loc'], first.get('input'))}"
+    said = first["msg"].removeprefix("Value error, ")
+    return f"settings: {key!r} is wrong: {said}{_got(first['loc'], first.get('input'))}"
 
 
 def _got(where: tuple[int | str, ...], value: object) -> str:

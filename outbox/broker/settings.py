@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,17 @@ MEMBER_NAME: Final = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,249}")
 """What Kafka's own clients take for a ``group.instance.id``."""
 
 
+REPLICATION_MAX: Final = 10_000
+"""As many servers as librdkafka takes a cluster to have."""
+
+
+def check_replication(copies: int) -> int:
+    """The number of copies. Raises :class:`ValueError` for one that no topic can have."""
+    if copies != -1 and not 1 <= copies <= REPLICATION_MAX:
+        raise ValueError(f"it must be 1 to {REPLICATION_MAX}, or -1 for the servers' own default")
+    return copies
+
+
 @dataclass(frozen=True, slots=True)
 class KafkaSettings:
     """Where Kafka is and how it is used. Times are in seconds."""
@@ -33,7 +45,7 @@ class KafkaSettings:
     partitions: int = 12
     """Of topics made on demand; never changed afterwards, as keys would move between partitions."""
     replication: int = -1
-    """Of topics made on demand; -1 is the servers' own default."""
+    """Of topics made on demand; -1 is the servers' own default (``default.replication.factor``)."""
     compression: Compression = "lz4"
     """Every consumer needs the codec's library too: confluent-kafka brings all, kafka-python has gzip and
     none, and wants the packages lz4, python-snappy or zstandard for the others."""
@@ -76,12 +88,20 @@ class KafkaSettings:
         for name, allowed in (("client", get_args(Client)), ("compression", get_args(Compression))):
             if getattr(self, name) not in allowed:
                 raise SettingsError(f"kafka.{name} is {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
-        if not self.bootstrap.strip():
-            raise SettingsError("kafka.bootstrap is empty: give host:port")
+        if not all(server.strip() for server in self.bootstrap.split(",")):
+            raise SettingsError(
+                f"kafka.bootstrap is {self.bootstrap!r}: an address is empty; give host:port, several with commas"
+            )
         if self.member is not None and not MEMBER_NAME.fullmatch(self.member):
             raise SettingsError(
                 f"kafka.member is {self.member!r}: 1 to 249 letters, digits, '.', '_' and '-', and not '.' or '..'"
             )
+        try:
+            check_replication(self.replication)
+        except ValueError as error:
+            raise SettingsError(f"kafka.replication is {self.replication!r}: {error}") from error
         for name in ("partitions", "max_message_bytes", "timeout_s", "session_timeout_s", "poll_interval_max_s"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise SettingsError(f"kafka.{name} is {getattr(self, name)!r}: it must be above 0")
+        if not 0 <= self.linger_ms < math.inf:
+            raise SettingsError(f"kafka.linger_ms is {self.linger_ms!r}: it must be 0 or more")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from outbox.broker import KafkaSettings
 from outbox.errors import SettingsError
+from outbox.relay.settings import RelaySettings
 from outbox.settings import load
 from projectors.layout import Layout
 
@@ -88,6 +91,24 @@ def test_a_file_that_is_no_toml_is_refused(text: str | bytes) -> None:
         ("OUTBOX_PROJECTORS", '{"x": {"projection": "graph"}}', ["projectors.x.store"]),
         ("OUTBOX_KAFKA__CLIENT", "carrier pigeon", ["kafka.client"]),
         ("OUTBOX_KAFKA__LINGER_MS", "-1", ["kafka.linger_ms", "-1"]),
+        ("OUTBOX_KAFKA__LINGER_MS", "inf", ["kafka.linger_ms", "inf"]),
+        ("OUTBOX_KAFKA__REPLICATION", "-5", ["kafka.replication", "-1 for the servers' own"]),
+        ("OUTBOX_KAFKA__REPLICATION", "0", ["kafka.replication", "-1 for the servers' own"]),
+        ("OUTBOX_KAFKA__REPLICATION", "40000", ["kafka.replication", "10000"]),
+        ("OUTBOX_KAFKA__MAX_MESSAGE_BYTES", "1000000000000", ["kafka.max_message_bytes", "1000000000"]),
+        ("OUTBOX_KAFKA__SESSION_TIMEOUT_S", "inf", ["kafka.session_timeout_s", "3600"]),
+        ("OUTBOX_KAFKA__SESSION_TIMEOUT_S", "1e-9", ["kafka.session_timeout_s", "0.1"]),
+        ("OUTBOX_KAFKA__TIMEOUT_S", "1e12", ["kafka.timeout_s", "3600"]),
+        ("OUTBOX_RELAY__NAME", " ", ["relay.name", "1 to 200 printable"]),
+        ("OUTBOX_RELAY__NAME", "a\tb", ["relay.name", "1 to 200 printable"]),
+        ("OUTBOX_RELAY__NAME", "a" * 201, ["relay.name", "1 to 200 printable"]),
+        ("OUTBOX_RELAY__PAGE_MAX", "1000000000000", ["relay.page_max", "1000000"]),
+        ("OUTBOX_RELAY__SLEEP_MAX_S", "1e-12", ["relay.sleep_max_s", "0.001"]),
+        ("OUTBOX_RELAY__SLOT_WAL_WARN_BYTES", "1" + "0" * 30, ["relay.slot_wal_warn_bytes"]),
+        ("OUTBOX_PREFIX", "a" * 201, ["'prefix'"]),
+        ("OUTBOX_SCHEMAS", '[""]', ["schemas.0", "'.' is this one"]),
+        ("OUTBOX_PROJECTORS", '{"a/b": {"projection": "graph", "store": "neo4j"}}', ["'projectors.a/b'", "no '/'"]),
+        ("OUTBOX_PROJECTORS", '{"": {"projection": "graph", "store": "neo4j"}}', ["projectors", "1 to 100 printable"]),
     ],
 )
 def test_what_is_wrong_is_named_by_its_key(
@@ -95,6 +116,57 @@ def test_what_is_wrong_is_named_by_its_key(
 ) -> None:
     monkeypatch.setenv(name, value)
     refused(*said)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('data_dir = ""', ["'data_dir'", "'.' is this one"]),
+        ('data_dir = "a\\u0000b"', ["'data_dir'"]),
+        ('relay.name = ""', ["relay.name", "1 to 200 printable"]),
+    ],
+)
+def test_an_empty_value_of_the_file_is_named_by_its_key(text: str, said: list[str]) -> None:
+    """Empty variables are left out, and mean the default; in a file somebody wrote it."""
+    Path("outbox.toml").write_text(text)
+    refused(*said)
+
+
+@pytest.mark.parametrize("replication", [-1, 1, 3])
+def test_replication_is_a_number_of_copies_or_left_to_the_servers(replication: int) -> None:
+    settings = load(kafka={"bootstrap": "kafka:9092", "replication": replication})
+    assert settings.kafka_settings().replication == replication
+
+
+def test_a_blank_dsn_is_none() -> None:
+    """To PostgreSQL's library it is whatever server is on this machine."""
+    with pytest.raises(SettingsError, match=r"database\.dsn is not set"):
+        load(mode="servers", database={"dsn": " "}).dsn  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"bootstrap": "a:1,,b:1"},
+        {"replication": 0},
+        {"replication": -5},
+        {"linger_ms": -1.0},
+        {"linger_ms": math.nan},
+        {"timeout_s": math.nan},
+        {"session_timeout_s": math.inf},
+    ],
+)
+def test_what_is_wrong_with_kafkas_settings_given_in_python_is_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=rf"kafka\.{next(iter(wrong))}"):
+        KafkaSettings(**{"bootstrap": "kafka:9092"} | wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"name": ""}, {"name": "a\0"}, {"page_max": 0}, {"lease_s": -1.0}, {"retry_s": math.nan}]
+)
+def test_what_is_wrong_with_a_relays_settings_given_in_python_is_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=rf"relay\.{next(iter(wrong))}"):
+        RelaySettings(**wrong)
 
 
 @pytest.mark.parametrize("name", ["OUTBOX_DATABASE", "OUTBOX_STORES", "OUTBOX_KAFKA__SECURITY", "OUTBOX_STORES__NEO4J"])
