@@ -157,6 +157,8 @@ class ConfluentConsumer:
             self._restart(message)
         elif error.code() in (codes.TOPIC_AUTHORIZATION_FAILED, codes.GROUP_AUTHORIZATION_FAILED):
             self._failure = BrokerError(f"Kafka at {self._settings.bootstrap} refuses: {error.str()}")
+        elif error.code() == codes.INVALID_SESSION_TIMEOUT:
+            self._failure = self._settings.session_refused()
         elif error.fatal() or error.code() == codes._FATAL:  # noqa: SLF001 - as above
             self._note_fatal(error)
         else:

@@ -11,7 +11,7 @@ from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, e
 from kafka import TopicPartition as KafkaTopicPartition
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 
-from outbox.broker.kafka_python_errors import opened, translated
+from outbox.broker.kafka_python_errors import opened, translated, waiting
 from outbox.broker.kafka_python_join import Joining
 from outbox.broker.protocol import Delivery, Start, TopicPartition
 from outbox.broker.settings import KafkaSettings
@@ -63,7 +63,7 @@ class KafkaPythonConsumer:
             self._consumer: Any = opened(
                 KafkaConsumer,
                 settings,
-                request_timeout_ms=max(settings.timeout_ms, session_ms),
+                **waiting(max(settings.timeout_ms, session_ms)),
                 group_id=group,
                 group_instance_id=settings.member,
                 enable_auto_commit=False,

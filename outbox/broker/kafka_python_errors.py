@@ -18,6 +18,9 @@ log: Final = logger("outbox.broker")
 RECONNECT_BACKOFF_MAX_MS: Final = 1_000
 """The client's own 30 s would be felt after every restart of a server."""
 
+IDLE_MIN_MS: Final = 540_000
+"""The client's own limit on connections at rest. It wants one above the longest wait for an answer."""
+
 SECURITY_NAMES: Final = {
     "sasl.mechanisms": "sasl_mechanism",
     "sasl.username": "sasl_plain_username",
@@ -54,10 +57,15 @@ def connection_options(settings: KafkaSettings) -> dict[str, Any]:
     return {
         "bootstrap_servers": [server.strip() for server in settings.bootstrap.split(",")],
         "bootstrap_timeout_ms": settings.timeout_ms,
-        "request_timeout_ms": settings.timeout_ms,
+        **waiting(settings.timeout_ms),
         "reconnect_backoff_max_ms": RECONNECT_BACKOFF_MAX_MS,
         **{SECURITY_NAMES.get(name, name.replace(".", "_")): value for name, value in settings.security.items()},
     }
+
+
+def waiting(longest_ms: int) -> dict[str, int]:
+    """The options of a client that waits for an answer for so long."""
+    return {"request_timeout_ms": longest_ms, "connections_max_idle_ms": max(IDLE_MIN_MS, 2 * longest_ms)}
 
 
 def opened(kind: Callable[..., Any], settings: KafkaSettings, **options: Any) -> Any:
@@ -104,6 +112,8 @@ def translated(settings: KafkaSettings) -> Iterator[None]:
         raise BrokerError(f"a message's compression needs one of the packages {names}: {one_line(error)}") from error
     except errors.FencedInstanceIdError as error:
         raise MemberFenced(settings.bootstrap, settings.member) from error
+    except errors.InvalidSessionTimeoutError as error:
+        raise settings.session_refused() from error
     except REFUSED as error:
         raise BrokerError(f"Kafka at {settings.bootstrap} refuses: {one_line(error)}") from error
     except (errors.KafkaError, OSError) as error:

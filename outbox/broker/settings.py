@@ -84,6 +84,13 @@ class KafkaSettings:
         """:attr:`timeout_s` for the protocol's fields, which are whole milliseconds."""
         return max(1, round(self.timeout_s * 1000))
 
+    def session_refused(self) -> SettingsError:
+        """What the servers' error INVALID_SESSION_TIMEOUT means, which no trying again mends."""
+        return SettingsError(
+            f"kafka.session_timeout_s is {self.session_timeout_s:g}, which Kafka at {self.bootstrap} refuses: set it"
+            " between its group.min.session.timeout.ms (6 s by default) and group.max.session.timeout.ms (30 min)"
+        )
+
     def __post_init__(self) -> None:
         for name, allowed in (("client", get_args(Client)), ("compression", get_args(Compression))):
             if getattr(self, name) not in allowed:

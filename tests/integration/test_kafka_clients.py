@@ -303,6 +303,19 @@ def test_names_of_pods_and_hosts_can_be_a_members(name) -> None:
     assert KafkaSettings("localhost:9092", member=name).member == name
 
 
+@pytest.mark.parametrize("session_timeout_s", [1.0, 3_000.0])
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_session_that_the_servers_do_not_allow_is_a_settings_error(
+    bootstrap, topic, client, session_timeout_s
+) -> None:
+    """It was warned of and asked for again for ever, under the servers' own words for it."""
+    broker = open_kafka(settings(bootstrap, client, session_timeout_s=session_timeout_s))
+    with closing(broker.consumer(topic, [topic], earliest)) as consumer:
+        said = rf"kafka\.session_timeout_s is {session_timeout_s:g}, .*group\.min\.session\.timeout\.ms"
+        with pytest.raises(SettingsError, match=said):
+            poll_until(lambda: False, consumer)
+
+
 @pytest.mark.parametrize("client", CLIENTS)
 def test_a_security_option_nobody_knows_is_a_settings_error(bootstrap, topic, client) -> None:
     with pytest.raises(SettingsError):
