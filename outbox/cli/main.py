@@ -12,16 +12,14 @@ import os
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 
-from outbox.cli.context import Context, path
+from outbox.cli.context import Context, path, plain
+from outbox.cli.usage import USAGE, is_help, told
 from outbox.errors import InvalidEvent, OutboxError, SettingsError
 from outbox.garbage import collect_rarely
-
-# click's ClickException, wherever typer's release keeps it: what a wrong call raises.
-_USAGE: Any = typer.BadParameter.__mro__[2]
 
 INTERRUPTED: Final = 130
 """What shells report of a command ended by SIGINT (128 + 2)."""
@@ -81,9 +79,11 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _run()
-    except _USAGE as error:
-        error.show()
-        sys.exit(error.exit_code)
+    except USAGE as error:
+        if is_help(error):
+            error.show()
+            sys.exit(error.exit_code)
+        sys.exit(_say(plain(told(error, app, sys.argv[1:])), error.exit_code))
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(_say("stopped; run it again to go on", INTERRUPTED))
     except BrokenPipeError:

@@ -141,11 +141,39 @@ def test_a_file_that_does_not_parse_is_reported_and_the_others_go_on(tmp_path: P
     assert "1 new" in done.stdout
 
 
-def test_a_wrong_flag_exits_2(tmp_path: Path) -> None:
-    done = outbox("status", "--jsn", settings={}, cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("call", "said", "see"),
+    [
+        (["nothing"], "no such command 'nothing'", "outbox"),
+        (["status", "--jsn"], "no such option: --jsn", "outbox status"),
+        (["--confg", "x", "status"], "no such option: --confg", "outbox"),
+        (["append", "--json"], "missing argument 'stream'", "outbox append"),
+        (["search", "x", "y", "--json"], "(y)", "outbox search"),
+        (["search", "x", "--limit", "0"], "'--limit'", "outbox search"),
+        (["search", "x", "--limit"], "option '--limit' requires an argument", "outbox search"),
+        (["parked", "discard", "t", "k", "--seq"], "option '--seq' requires an argument", "outbox parked discard"),
+        (["dead-letters", "nothing"], "no such command 'nothing'", "outbox dead-letters"),
+        (["events", "--stream", "a-1", "--category", "b"], "give either --stream or --category", "outbox events"),
+        (["ingest", "--\x1b[2J"], "\\x1b[2J", "outbox ingest"),
+    ],
+)
+def test_a_wrong_call_is_one_line_that_says_where_to_read_on(
+    tmp_path: Path, call: list[str], said: str, see: str
+) -> None:
+    """It was three lines or more, where every other error is one."""
+    done = outbox(*call, settings={}, cwd=tmp_path)
+    refused(done, said)
     assert done.returncode == 2
-    assert "--jsn" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("outbox: ")
+    assert done.stderr.endswith(f"; see `{see} --help`\n")
+
+
+@pytest.mark.parametrize("call", [[], ["parked"]])
+def test_a_command_that_does_nothing_by_itself_shows_its_help(tmp_path: Path, call: list[str]) -> None:
+    done = outbox(*call, settings={}, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Commands:" in done.stdout + done.stderr
 
 
 def test_nothing_to_ask_yet_says_how_to_begin(tmp_path: Path) -> None:
