@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
-from rich.table import Table
 
 from outbox.cli.context import print_json
 from outbox.cli.progress import progress
-from outbox.cli.tables import console, shown
+from outbox.cli.tables import Kind, console, print_table, shown
 from outbox.database import connected
 from outbox.errors import OutboxError
 from outbox.ingest import Report, ingest
@@ -245,13 +244,19 @@ def _verify(side: ReadSide, result: Result, out: Console) -> None:
 
 
 def _table(side: ReadSide, result: Result, out: Console) -> None:
-    table = Table(title=f"{result.files} files, {result.events} events appended", title_style="bold")
-    for column in ("store", "records", "lag", "missing", "stale", "extra", "different"):
-        table.add_column(column, justify="left" if column == "store" else "right")
-    for name, plan in side.plans().items():
-        counts = [str(result.verify[plan.store][k]) for k in ("missing", "stale", "extra", "different")]
-        table.add_row(plan.store, str(result.records[plan.store]), str(result.lag[name]), *counts)
-    out.print(table)
+    out.print(f"[bold]{result.files} files, {result.events} events appended[/]")
+    found = ("missing", "stale", "extra", "different")
+    columns: dict[str, Kind] = {"store": "name", **dict.fromkeys(("records", "lag", *found), "number")}
+    rows = [
+        (
+            plan.store,
+            str(result.records[plan.store]),
+            str(result.lag[name]),
+            *(str(result.verify[plan.store][k]) for k in found),
+        )
+        for name, plan in side.plans().items()
+    ]
+    print_table(out, columns, rows)
     rates = ", ".join(f"{k.replace('_per_s', '').replace('_', ' ')} {v:,.0f}/s" for k, v in result.rates.items())
     out.print(f"{rates}; rebuild {result.rebuild_s:.1f} s; in all {result.wall_s:.1f} s")
     for failure in result.failures:

@@ -29,7 +29,7 @@ def list_(context: typer.Context, json: Json = False) -> None:
 
     JSON: [{"topic", "key", "seq", "position": number or null, "reason", "retry", "at"}]
     """
-    from outbox.cli.tables import console, shown, table
+    from outbox.cli.tables import Kind, console, print_table, shown
     from outbox.relay.parking import parked as find
 
     with _asked(context) as (connection, relay):
@@ -40,10 +40,12 @@ def list_(context: typer.Context, json: Json = False) -> None:
     if not rows:
         typer.echo("nothing is parked")
         return
-    listed = table("topic", "key", "seq", "since", "reason")
-    for row in rows:
-        listed.add_row(shown(row.topic), shown(row.key), str(row.seq), f"{row.at:%Y-%m-%d %H:%M:%S}", shown(row.reason))
-    console().print(listed)
+    columns: dict[str, Kind] = {"topic": "name", "key": "name", "seq": "number", "since": "name", "reason": "text"}
+    listed = [
+        (shown(row.topic), shown(row.key), str(row.seq), f"{row.at:%Y-%m-%d %H:%M:%S}", shown(row.reason))
+        for row in rows
+    ]
+    print_table(console(), columns, listed)
 
 
 @parked.command()

@@ -8,11 +8,33 @@ from typing import Any, Final
 from rich.console import Console
 from rich.pretty import Pretty
 
+from outbox.cli.tables import Kind, print_table, shown
 from outbox.cli.tables import console as new_console
-from outbox.cli.tables import shown, table
 from projectors.marks import SLICES
 
 SNIPPET_LENGTH: Final = 100
+DATA_CELLS: Final = 100
+"""An event's data take several lines, in a file too; a text among them that is longer than a line is left whole."""
+STATUS: Final[Mapping[str, Kind]] = {
+    "projector": "name",
+    "store": "name",
+    "answers": "name",
+    "generation": "name",
+    "lag": "number",
+    "health": "name",
+    "dead\nletters": "number",
+}
+LETTERS: Final[Mapping[str, Kind]] = {
+    "projector": "name",
+    "stream": "name",
+    "version": "number",
+    "type": "name",
+    "attempts": "number",
+    "error": "text",
+}
+COUNTED: Final = ("records", "missing", "stale", "extra", "different", "repaired")
+BRIEF: Final = ("ok", "never ran")
+"""A projector's health in a word; anything else is an error's text and has a line of its own."""
 ANSWERS: Final[Mapping[bool | None, str]] = {True: "yes", False: "[red]no[/]", None: "-"}
 
 
@@ -46,33 +68,35 @@ def show_status(status: Mapping[str, Any]) -> None:
     for name in relay["away"]:
         out.print(f"[yellow]away[/] relay {shown(name)} does not run, and the outbox is kept for it")
     for parked in relay["parked"]:
-        out.print(f"[yellow]parked[/] {shown(parked['topic'])} {shown(parked['key'])}")
-    rows = table("projector", "store", "answers", "generation", "lag", "health", "dead letters")
+        out.print(f"[yellow]parked[/] {shown(parked['topic'])} {shown(parked['key'])}", soft_wrap=True)
+    print_table(out, STATUS, [_status_row(p) for p in status["projectors"]])
     for p in status["projectors"]:
-        seen = "" if p["seen_s_ago"] is None else f" ({p['seen_s_ago']:.0f} s ago)"
-        rows.add_row(
-            p["projector"],
-            p["store"],
-            ANSWERS[p["answers"]],
-            p["generation"] or "-",
-            "-" if p["lag"] is None else str(p["lag"]),
-            shown(p["health"]) + seen,
-            str(p["dead_letters"]),
-        )
-    out.print(rows)
-    for p in status["projectors"]:
+        if p["health"] not in BRIEF:
+            out.print(f"[red]fails[/] {p['projector']}: {shown(p['health'])}", soft_wrap=True)
         if p["answers"] is False:
-            out.print(f"[red]no answer[/] from {p['store']}: {shown(p['said'])}")
+            out.print(f"[red]no answer[/] from {p['store']}: {shown(p['said'])}", soft_wrap=True)
+
+
+def _status_row(p: Mapping[str, Any]) -> Sequence[str]:
+    seen = "" if p["seen_s_ago"] is None else f" ({p['seen_s_ago']:.0f} s ago)"
+    return (
+        p["projector"],
+        p["store"],
+        ANSWERS[p["answers"]],
+        p["generation"] or "-",
+        "-" if p["lag"] is None else str(p["lag"]),
+        (p["health"] if p["health"] in BRIEF else "[red]fails[/]") + seen,
+        str(p["dead_letters"]),
+    )
 
 
 def show_verify(reports: Sequence[Mapping[str, Any]]) -> None:
     """One line a store, then each record that differs."""
     out = new_console()
-    rows = table("projector", "store", "records", "missing", "stale", "extra", "different", "repaired", "seconds")
-    for r in reports:
-        numbers = [str(r[n]) for n in ("records", "missing", "stale", "extra", "different", "repaired")]
-        rows.add_row(r["projector"], r["store"], *numbers, f"{r['seconds']:.2f}")
-    out.print(rows)
+    counted = [n for n in COUNTED if n != "repaired" or any(r[n] for r in reports)]
+    columns: dict[str, Kind] = {"projector": "name", "store": "name", **dict.fromkeys(counted, "number")}
+    rows = [(r["projector"], r["store"], *(str(r[n]) for n in counted), f"{r['seconds']:.2f}") for r in reports]
+    print_table(out, columns | {"seconds": "number"}, rows)
     for r in reports:
         if r.get("slices") is not None:
             out.print(
@@ -82,8 +106,8 @@ def show_verify(reports: Sequence[Mapping[str, Any]]) -> None:
             out.print(f"{r['projector']}: read whole, since {shown(r['why_full'])}")
         if r["parked"]:
             out.print(
-                f"[yellow]parked[/] {r['projector']}: {r['parked']} stream(s) cannot be projected and are left out; see"
-                " `outbox dead-letters list`"
+                f"[yellow]parked[/] {r['projector']}: {r['parked']} stream(s) cannot be projected and are left out:\n"
+                "  see `outbox dead-letters list`"
             )
         if would := r.get("would"):
             out.print(
@@ -92,7 +116,8 @@ def show_verify(reports: Sequence[Mapping[str, Any]]) -> None:
             )
         for d in r["differences"]:
             out.print(
-                f"[red]{d['kind']}[/] {r['store']} {shown(d['key'])} (stream {shown(d['stream'])}@{d['version']})"
+                f"[red]{d['kind']}[/] {r['store']} {shown(d['key'])} (stream {shown(d['stream'])}@{d['version']})",
+                soft_wrap=True,
             )
 
 
@@ -124,12 +149,11 @@ def show_dead_letters(letters: Sequence[Mapping[str, Any]]) -> None:
     if not letters:
         new_console().print("no dead letters")
         return
-    rows = table("projector", "stream", "version", "type", "attempts", "error")
-    for d in letters:
-        rows.add_row(
-            d["projector"], shown(d["stream"]), str(d["version"]), d["type"], str(d["attempts"]), shown(d["error"])
-        )
-    new_console().print(rows)
+    rows = [
+        (d["projector"], shown(d["stream"]), str(d["version"]), d["type"], str(d["attempts"]), shown(d["error"]))
+        for d in letters
+    ]
+    print_table(new_console(), LETTERS, rows)
 
 
 def show_dead_letter(letter: Mapping[str, Any]) -> None:
@@ -143,7 +167,10 @@ def show_dead_letter(letter: Mapping[str, Any]) -> None:
         out.print("  a message that is no event came under this key")
         return
     out.print(f"  event {event['id']}, {event['type']}, position {event['position']}, {event['at']}")
-    out.print("  its data cannot be read" if event["data"] is None else Pretty(event["data"], max_length=40))
+    if event["data"] is None:
+        out.print("  its data cannot be read")
+    else:
+        out.print(Pretty(event["data"], max_length=40, overflow="ignore"), width=min(out.width, DATA_CELLS), crop=False)
 
 
 def _path(path: Mapping[str, Any]) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from outbox.cli.tables import Kind, console, print_table
 from projectors.cli import show
 
 HIT = {"key": "a-1", "score": 0.5, "store": "tantivy", "kind": "animal", "title": "t", "snippet": "", "properties": {}}
@@ -85,6 +87,7 @@ def test_the_status_shows_every_projector_and_what_is_parked(wide: None, capsys:
     relay = {"leader": "host:1", "epoch": 3, "waiting": 9, "parked": [{"topic": "outbox.a", "key": "a-[1]"}]}
     relay["away"] = ["old[1]"]
     dead = PROJECTOR | {"projector": "graph", "store": "neo4j", "answers": False, "said": "Connection [refused]"}
+    dead |= {"health": "nobody [answers]"}
     new = PROJECTOR | {"projector": "new", "generation": None, "lag": None, "seen_s_ago": None, "answers": None}
     show.show_status({"log": {"last_position": 77}, "relay": relay, "projectors": [PROJECTOR, dead, new]})
     shown = capsys.readouterr().out
@@ -96,6 +99,8 @@ def test_the_status_shows_every_projector_and_what_is_parked(wide: None, capsys:
         "outbox.a a-[1]",
         "relay old[1] does",
         "ok (3 s ago)",
+        "fails graph: nobody [answers]",
+        "fails (3 s ago)",
         "g7",
         "42",
         "5",
@@ -128,15 +133,100 @@ def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None
     assert "a :key: b" in out
 
 
-@pytest.mark.parametrize("columns", ["40", "80"])
-def test_a_dead_letters_stream_is_not_cut_short(
-    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+ELASTIC = {"projector": "documents", "store": "elasticsearch"}
+STREAM = "customer-0190a5b2-7c3f-7abc-9def-0123456789ab"
+LETTER = {
+    "projector": "documents",
+    "stream": STREAM,
+    "version": 1_204_412,
+    "type": "entity.upserted",
+    "attempts": 12,
+    "error": "ValueError: could not convert string to float: 'what was in the field' at https://example.org/the-reason",
+}
+
+
+def a_status() -> None:
+    fails = {**PROJECTOR, **ELASTIC, "health": f"the store refuses {STREAM}", "answers": False, "said": "refused"}
+    relay = {"leader": "worker-1:4123", "epoch": 3, "waiting": 9, "parked": [], "away": []}
+    projectors = [{**PROJECTOR, **ELASTIC, "lag": 104_233}, fails]
+    show.show_status({"log": {"last_position": 77}, "relay": relay, "projectors": projectors})
+
+
+def a_verification() -> None:
+    one = {**REPORT, **ELASTIC, "records": 1_204_412, "different": 1_204_411, "repaired": 1_204_410, "seconds": 1212.1}
+    show.show_verify([one, {**one, "projector": "vectors"}])
+
+
+def dead_letters() -> None:
+    show.show_dead_letters([LETTER, LETTER])
+
+
+def parked_rows() -> None:
+    columns: dict[str, Kind] = {"topic": "name", "key": "name", "seq": "number", "since": "name", "reason": "text"}
+    reason = "Broker: Message size too large"
+    print_table(console(), columns, [("outbox.customer", STREAM, "1234567", "2026-01-02 03:04:05", reason)])
+
+
+@pytest.mark.parametrize("columns", ["40", "60", "80", "120", None])
+@pytest.mark.parametrize(
+    ("show_it", "whole"),
+    [
+        (a_status, ["projector", "documents", "elasticsearch", "generation", "letters", "104233", STREAM]),
+        (a_verification, ["different", "repaired", "elasticsearch", "1204412", "1204411", "1204410", "1212.10"]),
+        (dead_letters, [STREAM, "1204412", "entity.upserted", "ValueError:", "https://example.org/the-reason"]),
+        (parked_rows, [STREAM, "outbox.customer", "1234567", "2026-01-02 03:04:05", "Message"]),
+    ],
+)
+def test_no_word_of_a_table_is_broken_however_narrow_the_terminal(
+    show_it: Callable[[], None],
+    whole: list[str],
+    columns: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("COLUMNS", columns)
-    letter = {"projector": "p", "stream": "abcdefghij" * 6, "version": 3, "type": "x", "attempts": 1, "error": ""}
-    show.show_dead_letters([letter])
-    rows = [line.split("│")[2].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
-    assert "".join(rows) == letter["stream"]
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    show_it()
+    out = capsys.readouterr().out
+    for word in whole:
+        assert word in out
+
+
+def test_an_ordinary_status_and_verification_are_tables_at_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    a_status()
+    show.show_verify([{**REPORT, **ELASTIC, "records": 1_204_412}])
+    heads = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("projector ")]
+    assert [len(head) for head in heads] == [7, 8]
+
+
+def test_in_a_file_a_row_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    dead_letters()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all(line.endswith(LETTER["error"]) for line in lines[1:])
+
+
+def test_a_texts_lines_are_not_single_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    show.show_dead_letters([{**LETTER, "stream": STREAM[:33], "type": "a.b", "error": "word " * 20}])
+    shown = capsys.readouterr().out
+    assert max(line.count("word") for line in shown.splitlines()) >= 4
+
+
+def test_a_long_text_among_an_events_data_is_left_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    event = {"id": "x", "type": "t.y", "position": 7, "at": "now", "data": {"name": "x" * 500, "note": "y"}}
+    show.show_dead_letter({**LETTER, "generation": "g1", "waiting": 3, "event": event})
+    assert "x" * 500 in capsys.readouterr().out
 
 
 def test_what_a_terminal_would_obey_is_spelled_out() -> None:
