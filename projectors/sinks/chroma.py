@@ -13,14 +13,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from chromadb.errors import NotFoundError
 
 from outbox.errors import RecordsRefused, StoreUnavailable
-from projectors.marks import Sum, summed
+from projectors.marks import Sum, slice_of, summed
 from projectors.record import Change, Stored, digest, newest
 from projectors.sinks.chroma_client import (
     Client,
@@ -32,7 +32,7 @@ from projectors.sinks.chroma_client import (
     parse,
     translated,
 )
-from projectors.sinks.chroma_codec import SLICE, STREAM, VERSION, ChromaRow, content_in, decode, encode, mark_in
+from projectors.sinks.chroma_codec import GUARD, ChromaRow, changed, decode, encode, guard_in, guard_text
 
 REQUEST_BYTES: Final = 16 * 1024 * 1024
 """A server refuses requests above 40 MiB by default; our sizes are estimates, and proxies are often stricter."""
@@ -119,22 +119,19 @@ class ChromaSink:
             raise RecordsRefused(refused)
 
     def scan(self, generation: str, keys: Sequence[str] | None = None) -> Iterator[Stored]:
-        with self._translated(generation):
-            records = self._held(generation).records
-        for page in self._pages(keys):
-            with self._translated(generation):
-                found = records.get(**page, include=["embeddings", "documents", "metadatas"])
+        for found in self._found(generation, ["embeddings", "documents", "metadatas"], keys):
             yield from map(_stored, found["ids"], found["embeddings"], found["documents"], found["metadatas"])
-            if keys is None and not found["ids"]:
-                return
 
     def sums(self, generation: str) -> dict[int, Sum]:
         """Added up here, of metadata alone: Chroma cannot add, but neither texts nor vectors are read."""
-        return summed((m.get(SLICE), mark_in(m)) for _, m in self._metadata(generation))
+        pages = self._found(generation, ["metadatas"])
+        rows = (row for found in pages for row in zip(found["ids"], found["metadatas"], strict=True))
+        return summed((slice_of(id_), guard_in(metadata).mark) for id_, metadata in rows)
 
     def scan_slices(self, generation: str, slices: Container[int]) -> Iterator[Stored]:
-        """By their ids, found in the metadata: 100 bytes each of what is then read page by page."""
-        return self.scan(generation, [id_ for id_, m in self._metadata(generation) if m.get(SLICE) in slices])
+        """By their ids: 100 bytes each of what is then read page by page."""
+        ids = (id_ for found in self._found(generation, []) for id_ in found["ids"])
+        return self.scan(generation, [id_ for id_ in ids if slice_of(id_) in slices])
 
     def switch(self, generation: str) -> None:
         """Chroma has no aliases; the product's own table decides which generation serves."""
@@ -146,14 +143,17 @@ class ChromaSink:
                 with suppress(NotFoundError):
                     self._client.delete_collection(collection_name(self._projection, generation, part))
 
-    def _metadata(self, generation: str) -> Iterator[tuple[str, Metadata]]:
+    def _found(
+        self, generation: str, include: list[str], keys: Sequence[str] | None = None
+    ) -> Iterator[Mapping[str, Any]]:
+        """What is there, or of these keys; page by page."""
         with self._translated(generation):
             records = self._held(generation).records
-        for page in self._pages(None):
+        for page in self._pages(keys):
             with self._translated(generation):
-                found = records.get(**page, include=["metadatas"])
-            yield from zip(found["ids"], found["metadatas"], strict=True)
-            if not found["ids"]:
+                found = records.get(**page, include=include)
+            yield found
+            if keys is None and not found["ids"]:
                 return
 
     def _apply(self, held: _Generation, page: Sequence[Change], refused: dict[str, str]) -> None:
@@ -164,9 +164,9 @@ class ChromaSink:
            whether the record is older than the tombstone.
         3. Delete what they remove.
         4. Add new records.
-        5. Update those that are there: Chroma merges metadata, so names that went are set to None. Changing a
-           vector in the index costs some 25 times what changing metadata does, so the same one is not sent again;
-           where the hash does not rule it out, it is read and compared.
+        5. Update those that are there: Chroma merges metadata, so what stays is not sent, and names that went are set
+           to None. Changing a vector in the index costs some 25 times what changing metadata does, so the same one is
+           not sent again; where the hash does not rule it out, it is read and compared.
         """
         plan = self._plan(held, page, refused)
         if plan.marks:
@@ -186,7 +186,7 @@ class ChromaSink:
         plan = _Plan([], [], [], [], [])
         for change in page:
             old = stored.get(change.key)
-            wins = change.beats > max(_version(old), _version(marks.get(change.key)))
+            wins = change.beats > max(guard_in(old).version, guard_in(marks.get(change.key)).version)
             if change.record is None:
                 _plan_tombstone(plan, change, old, wins=wins)
             elif wins:
@@ -202,8 +202,8 @@ class ChromaSink:
         if old is None:
             plan.adds.append(row)
         else:
-            row.metadata.update(dict.fromkeys(old.keys() - row.metadata.keys()))
-            (plan.alike if content_in(old) in (0, row.content) else plan.updates).append(row)
+            row = replace(row, metadata=changed(old, row.metadata))
+            (plan.alike if guard_in(old).content in (0, row.content) else plan.updates).append(row)
 
     def _row(self, change: Change) -> ChromaRow:
         row = encode(change)
@@ -253,7 +253,7 @@ def _plan_tombstone(plan: _Plan, change: Change, old: Metadata | None, *, wins: 
     # Chroma takes no empty id, so there is nothing under it to mark: no late write could bring it back.
     if wins and change.key:
         plan.marks.append(change)
-    if old is not None and change.beats > _version(old):
+    if old is not None and change.beats > guard_in(old).version:
         plan.deletes.append(change.key)
 
 
@@ -264,12 +264,9 @@ def _metadata(collection: Records, keys: Sequence[str]) -> dict[str, Metadata]:
     return dict(zip(found["ids"], found["metadatas"], strict=True))
 
 
-def _version(metadata: Metadata | None) -> int:
-    return 0 if metadata is None else int(metadata[VERSION])
-
-
-def _stored(key: str, embedding: Sequence[float], document: str | None, metadata: Metadata) -> Stored:
-    return Stored(key, metadata[STREAM], metadata[VERSION], digest(decode(key, embedding, document, metadata)))
+def _stored(key: str, embedding: Sequence[float], document: str | None, metadata: Metadata | None) -> Stored:
+    guard = guard_in(metadata)
+    return Stored(key, guard.stream, guard.version, digest(decode(key, embedding, document, metadata or {})))
 
 
 def _mark(tombstones: Records, marks: Sequence[Change]) -> None:
@@ -277,7 +274,7 @@ def _mark(tombstones: Records, marks: Sequence[Change]) -> None:
         ids=[change.key for change in marks],
         # A collection wants vectors; equal ones would make its index degenerate.
         embeddings=[[zlib.crc32(change.key.encode()) / 2**32] for change in marks],
-        metadatas=[{VERSION: change.version, STREAM: change.stream} for change in marks],
+        metadatas=[{GUARD: guard_text(change.version, change.stream)} for change in marks],
     )
 
 

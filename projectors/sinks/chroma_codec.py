@@ -9,8 +9,9 @@ Chroma bends some of what it is given, so that each is stored in a form it keeps
 * **Metadata.** Chroma takes no nested, empty or None values and no integer beyond 64 bits; it loses the sign of
   -0.0 and the last bit of many floats (its log is JSON, read back without exact rounding). Plain values are
   stored under their own names, where Chroma can filter by them; if any value is not plain, ``_m`` has them all.
-* ``_v`` and ``_s`` are the record's version and stream, ``_b`` its slice and ``_h`` its mark (:mod:`projectors.marks`),
-  above it 31 bits of a hash of text and vector: one number, since each name of each record is a row to Chroma.
+* ``_g`` is what the guard and verify need of a record: its version, its mark (:mod:`projectors.marks`) with 31 bits of
+  a hash of text and vector above it, and its stream, apart by blanks. One text, since each name of each record is a
+  row to Chroma, in two indexes. Rows written before had a name for each: ``_v``, ``_h``, ``_s``; and ``_b``, a slice.
   The user's names that begin with ``_`` are only in ``_m``.
 """
 
@@ -21,7 +22,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,11 +31,11 @@ import orjson
 from projectors.marks import MARK_BITS, mark_of, shortened
 from projectors.record import Change, Vector
 
-VERSION: Final = "_v"
-STREAM: Final = "_s"
+GUARD: Final = "_g"
 METADATA: Final = "_m"
 EMBEDDING: Final = "_e"
-SLICE: Final = "_b"
+VERSION: Final = "_v"
+STREAM: Final = "_s"
 MARK: Final = "_h"
 
 Floats = npt.NDArray[np.float32]
@@ -53,6 +54,25 @@ EXACT_DIGITS: Final = 15
 EXACT_EXPONENT: Final = 22
 
 
+class Guard(NamedTuple):
+    """What a row says of its record."""
+
+    version: int
+    stream: str
+    both: int | None
+    """The mark, and above it 31 bits of the content; None of a row that somebody wrote without."""
+
+    @property
+    def mark(self) -> int | None:
+        """As :func:`projectors.marks.mark_of` made it."""
+        return None if self.both is None else shortened(self.both)
+
+    @property
+    def content(self) -> int:
+        """31 bits of text and vector; 0 if they are not known."""
+        return (self.both or 0) >> MARK_BITS
+
+
 @dataclass(frozen=True, slots=True)
 class ChromaRow:
     """What Chroma stores under one id."""
@@ -61,11 +81,8 @@ class ChromaRow:
     embedding: Floats
     document: str
     metadata: dict[str, Any]
-
-    @property
-    def content(self) -> int:
-        """31 bits of its text and vector."""
-        return content_in(self.metadata)
+    content: int
+    """31 bits of its text and vector."""
 
     @property
     def size(self) -> int:
@@ -88,14 +105,15 @@ def encode(change: Change) -> ChromaRow:
         raise ValueError("the record has no embedding")
     given = np.asarray(record.embedding, dtype=np.float32)
     stored = unit(given)
-    metadata = _plain(record.metadata) | {VERSION: change.version, STREAM: change.stream}
-    if mark := mark_of(change):
-        metadata |= {SLICE: mark.slice, MARK: _content(record.text, stored) << MARK_BITS | mark.mark}
+    mark = mark_of(change)
+    content = _content(record.text, stored)
+    both = content << MARK_BITS | mark.mark if mark else None
+    metadata = _plain(record.metadata) | {GUARD: guard_text(change.version, change.stream, both)}
     if not all(_is_plain(name, value) for name, value in record.metadata.items()):
         metadata[METADATA] = orjson.dumps(dict(record.metadata)).decode()
     if stored is not given:
         metadata[EMBEDDING] = base64.b64encode(given.astype("<f4").tobytes()).decode()
-    return ChromaRow(change.key, stored, record.text, metadata)
+    return ChromaRow(change.key, stored, record.text, metadata, content)
 
 
 def decode(key: str, embedding: Sequence[float], document: str | None, metadata: Mapping[str, Any]) -> Vector:
@@ -105,15 +123,34 @@ def decode(key: str, embedding: Sequence[float], document: str | None, metadata:
     return Vector(key, document or "", user_metadata(metadata), vector.tolist())
 
 
-def content_in(metadata: Mapping[str, Any]) -> int:
-    """31 bits of the text and vector that a row has; 0 if it was written without."""
-    return int(metadata.get(MARK) or 0) >> MARK_BITS
+def guard_text(version: int, stream: str, both: int | None = None) -> str:
+    """What stands under ``_g``; see :class:`Guard`."""
+    return f"{version} {'' if both is None else both} {stream}"
 
 
-def mark_in(metadata: Mapping[str, Any]) -> int | None:
-    """The mark of a row, if it has one."""
-    both = metadata.get(MARK)
-    return None if both is None else shortened(both)
+def guard_in(metadata: Mapping[str, Any] | None) -> Guard:
+    """What a row says of its record; of version 0 if there is no row, or it was written by somebody else."""
+    found = metadata or {}
+    if GUARD not in found:
+        return Guard(int(found.get(VERSION) or 0), found.get(STREAM) or "", found.get(MARK))
+    try:
+        version, both, stream = str(found[GUARD]).split(" ", 2)
+        return Guard(int(version), stream, int(both) if both else None)
+    except ValueError:
+        return Guard(0, "", None)
+
+
+def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes the old metadata the new one: what is new or other, and None for what is gone.
+
+    The guard is always among it: Chroma takes no empty metadata.
+    """
+    other = {name: value for name, value in new.items() if name == GUARD or not _same(old.get(name), value)}
+    return other | dict.fromkeys(old.keys() - new.keys())
+
+
+def _same(old: Any, new: Any) -> bool:
+    return type(old) is type(new) and bool(old == new)  # no -0.0: it is in `_m`
 
 
 def _content(text: str, vector: Floats) -> int:

@@ -14,6 +14,7 @@ import pytest
 
 from deploy.local.local import Local
 from outbox.errors import RecordsRefused, SettingsError, StoreError, StoreUnavailable
+from projectors.marks import UNMARKED, mark_of, slice_of, summed
 from projectors.query.chroma import ChromaReader, open_reader
 from projectors.record import Change, Value, Vector
 from projectors.sinks import chroma, chroma_codec
@@ -158,6 +159,58 @@ def test_a_hash_that_does_not_tell_them_apart_is_not_relied_on(
     sink.apply(G, [put(NEW, 2)])
     assert compared == [([], ["k"])]
     assert held(sink, G) == expected([put(NEW, 2)])
+
+
+def rows(sink: ChromaSink) -> Any:
+    """The collection of the generation's records, for what other hands do to it."""
+    return sink._held(G).records
+
+
+def test_what_stays_of_the_metadata_is_not_sent_again(sink: ChromaSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[list[set[str]]] = []
+    update = type(rows(sink)).update
+
+    def noted(self: Any, **given: Any) -> None:
+        sent.append([set(metadata) for metadata in given["metadatas"]])
+        update(self, **given)
+
+    monkeypatch.setattr(type(rows(sink)), "update", noted)
+    first = Vector("k", "text", {"same": 1, "also": "x", "kind": 1, "gone": 2}, embedding("k"))
+    second = Vector("k", "text", {"same": 1, "also": "x", "kind": True, "new": 3}, embedding("k"))
+    for version, record in enumerate((first, second, replace(second, text="other"), first), start=1):
+        sink.apply(G, [put(record, version)])
+        assert held(sink, G) == expected([put(record, version)])
+    assert sent == [[{"_g", "kind", "gone", "new"}], [{"_g"}], [{"_g", "kind", "gone", "new"}]]
+
+
+def test_rows_of_the_form_before_are_read_and_take_the_new_one(sink: ChromaSink) -> None:
+    """Each name by itself, as all rows were written once."""
+    now = [put(sample(Vector, f"k{n}", n), 3) for n in range(4)]
+    sink.apply(G, now)
+    for change in now:
+        found = rows(sink).get(ids=[change.key], include=["metadatas"])["metadatas"][0]
+        guard = chroma_codec.guard_in(found)
+        before = {"_v": 3, "_s": change.stream, "_h": guard.both, "_b": slice_of(change.key), "_g": None}
+        rows(sink).update(ids=[change.key], metadatas=[before])
+    assert held(sink, G) == expected(now)
+    assert sink.sums(G) == summed(mark_of(change) for change in now)
+    sink.apply(G, [put(sample(Vector, "k0", 9), 2), tombstone("k1", 2)])
+    assert held(sink, G) == expected(now)
+    later = [put(sample(Vector, "k0", 9), 4), put(sample(Vector, "k2", 2), 4)]
+    sink.apply(G, [*later, tombstone("k1", 4)])
+    assert held(sink, G) == expected([*later, now[3]])
+    kept = rows(sink).get(ids=["k0", "k2"], include=["metadatas"])["metadatas"]
+    assert all(not metadata.keys() & {"_v", "_s", "_h", "_b"} for metadata in kept)
+
+
+@pytest.mark.parametrize("by_hand", [{"_g": "nonsense"}, {"_g": 7}, {"_g": None, "name": "x"}])
+def test_a_row_whose_guard_somebody_spoiled_is_seen_and_written_over(by_hand: dict[str, Any], sink: ChromaSink) -> None:
+    sink.apply(G, vectors(2))
+    rows(sink).update(ids=["k1"], metadatas=[by_hand])
+    assert held(sink, G) != expected(vectors(2))
+    assert UNMARKED in sink.sums(G)
+    sink.apply(G, vectors(2))
+    assert held(sink, G) == expected(vectors(2))
 
 
 def test_two_projections_in_one_folder_are_apart(folder: dict[str, str], sink: ChromaSink) -> None:

@@ -90,7 +90,7 @@ def _document(source: Mapping[str, Any]) -> Held:
 
 def _vector(metadata: Mapping[str, Any], text: str) -> Held:
     own = {name: value for name, value in metadata.items() if not name.startswith("_")}
-    return Held(int(metadata["_v"]), _told(own, text))
+    return Held(int(metadata["_g"].split()[0]), _told(own, text))
 
 
 def _told(content: Mapping[str, Any], text: str) -> dict[str, Any]:

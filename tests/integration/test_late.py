@@ -21,7 +21,7 @@ from projectors.model import model_of
 from projectors.pipeline import Plan, embedded
 from projectors.record import Change, Record, Vector
 from projectors.sinks.chroma import ChromaSink, open_sink
-from projectors.sinks.chroma_codec import VERSION
+from projectors.sinks.chroma_codec import GUARD, guard_text
 
 LATE_S = 2.0
 G = "g1"
@@ -178,7 +178,7 @@ def test_a_write_whose_answer_never_came_is_looked_after_with_the_next(world: Wo
         world.late.apply(G, second)
     # The server does it later, after the successor's.
     world.successor._client.get_collection("things.g1.records", embedding_function=None).update(
-        ids=["thing-1#0"], metadatas=[{VERSION: 1}]
+        ids=["thing-1#0"], metadatas=[{GUARD: guard_text(1, "thing-1")}]
     )
     assert world.held() == {"thing-1#0": 1}
     world.late.apply(G, [])

@@ -88,7 +88,7 @@ def test_a_projector_that_does_not_run_is_named_and_the_time_is_kept(stage: Stag
         began = time.monotonic()
         with pytest.raises(WaitTimeout, match="behind is rows on 1 partition"):
             stage.wait(token, timeout_s=1.0)
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < 10.0  # not the relay's or a projector's own, much longer times
 
 
 @pytest.mark.parametrize("broker", ["local"])
