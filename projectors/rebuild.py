@@ -94,8 +94,9 @@ def first_build(plan: Plan, stations: Stations, stop: threading.Event) -> str:
     """The serving generation; builds it if there is none, or waits for the process that does. "" if stopped."""
     while not stop.is_set():
         with connected(stations.dsn) as connection:
-            if ledger.serving(connection, plan.name) is not None:
-                return _pointed_back(connection, plan, stations)
+            _point_back(connection, plan, stations)
+            if (serving := ledger.serving(connection, plan.name)) is not None:
+                return serving
             try:
                 lock(connection, plan.name)
                 return ledger.serving(connection, plan.name) or build(connection, plan, stations, stop).generation
@@ -104,17 +105,23 @@ def first_build(plan: Plan, stations: Stations, stop: threading.Event) -> str:
     return ""
 
 
-def _pointed_back(connection: Connection, plan: Plan, stations: Stations) -> str:
-    """The serving generation, with the store's alias led to it, if a build was killed that may have led it away.
+def _point_back(connection: Connection, plan: Plan, stations: Stations) -> None:
+    """Lead the store's alias to the generation that serves, if a build was killed that may have led it away.
 
     It is looked up under the lock: a build that was waited for may have switched to its own.
     """
-    if any(g.state == "building" for g in ledger.generations(connection, plan.name)):
+    if {"building", "serving"} <= {g.state for g in ledger.generations(connection, plan.name)}:
         with suppress(Building):  # it goes on, and the alias is its own
             lock(connection, plan.name)
             with stations.sink() as sink:
-                sink.switch(ledger.serving(connection, plan.name) or "")
-    return ledger.serving(connection, plan.name) or ""
+                _lead_back(connection, plan, sink)
+
+
+def _lead_back(connection: Connection, plan: Plan, sink: Sink) -> None:
+    """Point the store's alias to the generation that serves, if one does."""
+    serving = ledger.serving(connection, plan.name)
+    if serving is not None:
+        sink.switch(serving)
 
 
 def build(
@@ -224,10 +231,8 @@ def _free(sink: Sink, name: str) -> str:
 def _discard(connection: Connection, plan: Plan, stations: Stations, generation: str) -> None:
     """Drop an unfinished generation. Its build may have been killed once the store's alias led to it: readers
     are led back first."""
-    serving = ledger.serving(connection, plan.name)
     with stations.sink() as sink:
-        if serving is not None:
-            sink.switch(serving)
+        _lead_back(connection, plan, sink)
         ledger.forget_progress(connection, plan.name, generation)  # cut off here, the next build loads all of it
         sink.drop(generation)
     ledger.forget_generation(connection, plan.name, generation)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from outbox.database import Connection
@@ -42,8 +43,21 @@ SLEEP_MIN_S: Final = 0.001
 SLEEP_MAX_S: Final = 0.02
 
 
-def nobody_asked() -> None:
-    """Of a wait that nothing but its end can end."""
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a wait may take, and what is asked in between: what ``check`` raises ends it."""
+
+    deadline: float
+    check: Callable[[], object] | None = None
+
+    def pause(self, sleep_s: float, reason: str) -> float:
+        """Sleep; returns how long to sleep next. Raises :class:`~outbox.errors.WaitTimeout` at the deadline."""
+        if self.check is not None:
+            self.check()
+        if time.monotonic() + sleep_s > self.deadline:
+            raise WaitTimeout(f"waited in vain: {reason}")
+        time.sleep(sleep_s)
+        return min(sleep_s * 1.5, SLEEP_MAX_S)
 
 
 def wait_for(
@@ -52,22 +66,22 @@ def wait_for(
     projectors: Mapping[str, Sequence[str]],
     timeout_s: float = 10.0,
     relay: str = "relay",
-    check: Callable[[], object] = nobody_asked,
+    check: Callable[[], object] | None = None,
 ) -> None:
     """Return once every projector named (with its topics) has applied what the token's transaction wrote.
 
     Call it after the commit. ``check`` is called in between: what it raises ends the wait. Raises
     :class:`~outbox.errors.WaitTimeout`, which names who is behind.
     """
-    deadline = time.monotonic() + timeout_s
-    published = _published(connection, token, relay, deadline, check)
+    patience = Patience(time.monotonic() + timeout_s, check)
+    published = _published(connection, token, relay, patience)
     wants: list[Want] = [
         (name, None, topic, partition, last)
         for name, topics in projectors.items()
         for (topic, partition), last in published.items()
         if topic in topics
     ]
-    _reached(connection, wants, deadline, check)
+    _reached(connection, wants, patience)
 
 
 def wait_for_generation(
@@ -77,45 +91,30 @@ def wait_for_generation(
 
     Raises :class:`~outbox.errors.WaitTimeout`.
     """
-    deadline = time.monotonic() + timeout_s
+    patience = Patience(time.monotonic() + timeout_s)
     row = connection.execute("SELECT pg_current_xact_id()::text").fetchone()
     now = Token(int(row[0]) if row else 0)
-    published = _published(connection, now, None, deadline)
+    published = _published(connection, now, None, patience)
     _reached(
-        connection, [(projector, generation, *tp, last) for tp, last in published.items() if tp[0] in topics], deadline
+        connection, [(projector, generation, *tp, last) for tp, last in published.items() if tp[0] in topics], patience
     )
 
 
 def _published(
-    connection: Connection,
-    token: Token,
-    relay: str | None,
-    deadline: float,
-    check: Callable[[], object] = nobody_asked,
+    connection: Connection, token: Token, relay: str | None, patience: Patience
 ) -> dict[tuple[str, int], int]:
     sleep_s = SLEEP_MIN_S
     while not (rows := connection.execute(_PUBLISHED, {"relay": relay, "xid": str(token.xid)}).fetchall()):
-        check()
-        sleep_s = _pause(
-            sleep_s, deadline, f"transaction {token} is not published: is a relay running, and is it committed?"
+        sleep_s = patience.pause(
+            sleep_s, f"transaction {token} is not published: is a relay running, and is it committed?"
         )
     return {(topic, partition): offset for topic, partition, offset in rows if topic is not None}
 
 
-def _reached(
-    connection: Connection, wants: Sequence[Want], deadline: float, check: Callable[[], object] = nobody_asked
-) -> None:
+def _reached(connection: Connection, wants: Sequence[Want], patience: Patience) -> None:
     sleep_s = SLEEP_MIN_S
     names = ("projectors", "generations", "topics", "partitions", "offsets")
     parameters = {name: [want[n] for want in wants] for n, name in enumerate(names)}
     while wants and (behind := connection.execute(_BEHIND, parameters).fetchall()):
-        check()
         spoken = ", ".join(f"{projector} on {partitions} partition(s)" for projector, partitions in behind)
-        sleep_s = _pause(sleep_s, deadline, f"behind is {spoken}: is its projector running?")
-
-
-def _pause(sleep_s: float, deadline: float, reason: str) -> float:
-    if time.monotonic() + sleep_s > deadline:
-        raise WaitTimeout(f"waited in vain: {reason}")
-    time.sleep(sleep_s)
-    return min(sleep_s * 1.5, SLEEP_MAX_S)
+        sleep_s = patience.pause(sleep_s, f"behind is {spoken}: is its projector running?")

@@ -23,7 +23,7 @@ from outbox.errors import InvalidEvent, SettingsError, StoreError
 from outbox.log.statement import Token
 from projectors import ledger
 from projectors.query.protocol import DEPTH_MAX, Direction, Hit, Neighbour, Path
-from projectors.wait import nobody_asked, wait_for
+from projectors.wait import wait_for
 from projectors.wiring import ReadSide
 
 RRF_K: Final = 60
@@ -138,7 +138,7 @@ class Search:
         token: Token | int | str,
         timeout_s: float = 10.0,
         projectors: Iterable[str] | None = None,
-        check: Callable[[], object] = nobody_asked,
+        check: Callable[[], object] | None = None,
     ) -> None:
         """Return once what the token's transaction wrote can be found, in all stores or in those named (by their
         projectors' names or their own). ``check`` is called in between: what it raises ends the wait.
