@@ -36,15 +36,22 @@ SELECT set_config('synchronous_commit', 'local', false) WHERE current_setting('s
 """
 
 NEEDED: Final = ("event", "outbox", "relay_cursor", "checkpoint", "dead_letter")
-NEWEST: Final = "forget_erased"
-"""A function of the newest migration, which is there if all are."""
+NEWEST: Final = ("generation", "store")
+"""A table and its column of the newest migration, which is there if all are."""
+
+NOT_MIGRATED: Final = (
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.InvalidSchemaName,
+)
+"""What PostgreSQL says of a database that lacks a migration."""
 
 LET_GO_MS: Final = 2_000
 """How long a lock may still be held by a process that is gone: its server process ends a moment after it."""
 
 _MIGRATED: Final = """
 SELECT (SELECT count(*) FROM pg_tables WHERE schemaname = 'outbox' AND tablename = ANY (%s)),
-       EXISTS (SELECT FROM pg_proc WHERE proname = %s AND pronamespace = to_regnamespace('outbox'))
+       EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('outbox.' || %s) AND attname = %s)
 """
 
 
@@ -82,7 +89,7 @@ def connected(dsn: str, **settings: str) -> Iterator[Connection]:
     connection = connect(dsn, autocommit=True, **settings)
     try:
         yield connection
-    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
+    except NOT_MIGRATED as error:
         raise not_migrated(error) from error
     except psycopg.OperationalError as error:
         if not connection.broken:
@@ -105,13 +112,13 @@ def alone(connection: Connection, kind: int, what: str) -> bool:
 
 def check_migrated(connection: Connection) -> None:
     """Raise :class:`~outbox.errors.DatabaseError` if tables are missing, or are those of an earlier release."""
-    tables, newest = connection.execute(_MIGRATED, [list(NEEDED), NEWEST]).fetchone() or (0, False)
+    tables, newest = connection.execute(_MIGRATED, [list(NEEDED), *NEWEST]).fetchone() or (0, False)
     if tables < len(NEEDED) or not newest:
         raise DatabaseError("the database has no outbox tables (or old ones): run `outbox migrate` first")
 
 
 def not_migrated(error: Exception) -> DatabaseError:
-    return DatabaseError(f"the database lacks a table: run `outbox migrate` first ({first_line(error)})")
+    return DatabaseError(f"the database lacks a table or a column: run `outbox migrate` first ({first_line(error)})")
 
 
 def unreachable(dsn: str, error: Exception) -> DatabaseError:

@@ -2,6 +2,7 @@
 
 ``OutboxError``
 ├── ``SettingsError``            a key of the settings is wrong or missing
+│   └── ``StoreChanged``         a projector's records are in another store than its settings name
 ├── ``InvalidEvent``             an event was refused before it reached the log
 │   └── ``UnknownEventType``     no schema has that type, or no schema has that id
 ├── ``SchemaError``              a schema file is malformed or breaks the evolution rules
@@ -35,6 +36,13 @@ class OutboxError(Exception):
 
 class SettingsError(OutboxError):
     """A setting is missing or wrong; the message names its key."""
+
+
+class StoreChanged(SettingsError):
+    """A generation of a projector's records is in another store than the settings name.
+
+    Ends the projector: it would go on from its checkpoints, and write only what is new into the other store.
+    """
 
 
 class InvalidEvent(OutboxError):

@@ -16,7 +16,7 @@ from typing import Final
 
 from outbox.database import Connection, connected
 from outbox.errors import RecordsRefused
-from projectors import ledger
+from projectors import placement
 from projectors.building import lock
 from projectors.model import model_some
 from projectors.pipeline import Plan, embedded
@@ -49,13 +49,15 @@ class Forecast:
     """What ``outbox rebuild`` would do now.
 
     ``resumes``: it goes on with a build that was left unfinished, and the figures are of what is left of it.
-    ``drops``: generations that would be gone at its end. ``records`` is scaled up from ``sampled`` streams unless
+    ``drops``: generations that would be gone at its end. ``serving_in``: the store of what serves, null if that is not
+    known. ``records`` is scaled up from ``sampled`` streams unless
     those are all; so is ``seconds``, of the load and, if asked for, the check (not of the catch-up).
     """
 
     generation: str
     resumes: bool
     serving: str | None
+    serving_in: str | None
     drops: Sequence[str]
     streams: int
     events: int
@@ -81,7 +83,8 @@ def forecast(plan: Plan, stations: Stations, *, check: bool) -> Forecast:
     """
     with connected(stations.dsn) as connection, stations.sink() as sink:
         lock(connection, plan.name)
-        coming = upcoming(connection, plan.name)
+        coming = upcoming(connection, plan)
+        serving = placement.serving(connection, [plan.name]).get(plan.name)
         span = {"categories": list(plan.projection.categories), "after": coming.after}
         streams, events = connection.execute(_EXTENT, span).fetchall()[0]
         sample = [s for (s,) in connection.execute(_SAMPLE, {**span, "limit": SAMPLE_STREAMS})]
@@ -90,8 +93,9 @@ def forecast(plan: Plan, stations: Stations, *, check: bool) -> Forecast:
         return Forecast(
             coming.generation,
             bool(coming.after),
-            ledger.serving(connection, plan.name),
-            [*coming.discards, *coming.drops],
+            serving.generation if serving else None,
+            serving.store if serving else None,
+            [g.name for g in (*coming.discards, *coming.drops)],
             streams,
             events,
             round(records * scale),

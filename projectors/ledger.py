@@ -86,7 +86,8 @@ ON CONFLICT (projector) DO UPDATE SET store = excluded.store, health = excluded.
 class Generation:
     """One generation of a projector's records. ``progress``: the last stream that a build has loaded.
 
-    ``age_s``: seconds since its state or progress last changed, by the database's clock.
+    ``age_s``: seconds since its state or progress last changed, by the database's clock. ``store``: the one that it was
+    built in; None if that is not known, since an earlier release has made it (:mod:`projectors.placement`).
     """
 
     name: str
@@ -94,6 +95,7 @@ class Generation:
     progress: str | None
     records: int
     age_s: float
+    store: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ class DeadLetter:
 def generations(connection: Connection, projector: str) -> list[Generation]:
     """All generations, the one that changed last at the end."""
     rows = connection.execute(
-        "SELECT generation, state, progress, records, extract(epoch FROM clock_timestamp() - changed_at)::float8"
+        "SELECT generation, state, progress, records, extract(epoch FROM clock_timestamp() - changed_at)::float8, store"
         " FROM outbox.generation WHERE projector = %s ORDER BY changed_at",
         [projector],
     )
@@ -134,7 +136,9 @@ def serving(connection: Connection, projector: str) -> str | None:
     return row[0] if row else None
 
 
-def begin_generation(connection: Connection, projector: str, generation: str, topics: Sequence[str]) -> None:
+def begin_generation(
+    connection: Connection, projector: str, generation: str, topics: Sequence[str], store: str | None = None
+) -> None:
     """Write down a new generation and where its catch-up begins: behind what is published now.
 
     Both in one transaction, before any of the log is read: so what a later read of the log does not see
@@ -142,8 +146,8 @@ def begin_generation(connection: Connection, projector: str, generation: str, to
     """
     with connection.transaction():
         connection.execute(
-            "INSERT INTO outbox.generation (projector, generation, state) VALUES (%s, %s, 'building')",
-            [projector, generation],
+            "INSERT INTO outbox.generation (projector, generation, state, store) VALUES (%s, %s, 'building', %s)",
+            [projector, generation, store],
         )
         connection.execute(_START, {"projector": projector, "generation": generation, "topics": list(topics)})
 

@@ -15,6 +15,7 @@ from outbox.errors import InvalidEvent, RecordsRefused, SettingsError, Verificat
 from projectors import ledger
 from projectors.dead_letters import dead_letter, dead_letters, discard_dead_letter
 from projectors.forecast import forecast, forecast_repair
+from projectors.placement import serving_here
 from projectors.query.search import Search
 from projectors.rebuild import earlier_generation
 from projectors.rebuild import rebuild as build_anew
@@ -101,7 +102,8 @@ def verify(
     One ``{"projector", "store", "generation", "records", "missing", "stale", "extra", "different", "parked",
     "repaired", "seconds", "slices", "why_full", "differences": [{"key", "stream", "kind", "version"}]}`` a
     projector: what is left to repair, if anything is. At most :data:`projectors.verify.NAMED_MAX` differences are
-    named; all are counted.
+    named; all are counted. Raises :class:`~outbox.errors.StoreChanged` for a projector whose records are in another
+    store than its settings name.
 
     ``quick`` reads only the slices whose sums differ, ``"slices"`` many, and trusts what records say of themselves
     (:meth:`projectors.verify.Verifier.verify`); ``"slices"`` is null where the whole store was read, ``"why_full"``
@@ -127,14 +129,16 @@ def rebuild(
 ) -> dict[str, Any]:
     """Build a projector's records anew and switch, or go back to the generation before.
 
-    ``{"projector", "generation", "streams", "records", "seconds"}``; after a rollback the first two. ``dry_run``
-    changes nothing and says what would be: ``{"projector", "store", "dry_run"}`` and the fields of
-    :class:`projectors.forecast.Forecast`; of a rollback the first two again.
+    ``{"projector", "store", "generation", "streams", "records", "seconds", "elsewhere": [{"generation", "store",
+    "why"}]}``; after a rollback ``{"projector", "generation"}``. ``elsewhere``: older generations in stores that the
+    settings do not name (any more), kept for a rollback ("why" is "") or since they could not be dropped (why).
+    ``dry_run`` changes nothing and says what would be: ``{"projector", "store", "dry_run"}`` and the fields of
+    :class:`projectors.forecast.Forecast`; of a rollback those two again.
     """
     plan, stations = side.plan(projector), side.stations(projector)
     if rollback and dry_run:
         with connected(side.write.dsn) as connection:
-            return {"projector": projector, "generation": earlier_generation(connection, projector)}
+            return {"projector": projector, "generation": earlier_generation(connection, plan)}
     if rollback:
         return {"projector": projector, "generation": go_back(plan, stations)}
     if dry_run:
@@ -146,7 +150,7 @@ def rebuild(
         verify=(lambda generation: _must_equal(side, projector, generation, tell)) if check else None,
         progress=(lambda phase, streams, records: tell(records, 0, f"{phase}: {streams} streams")) if tell else None,
     )
-    return asdict(done)
+    return {**asdict(done), "store": plan.store}
 
 
 OPERATIONS: Final[Mapping[str, Callable[..., Any]]] = {
@@ -178,7 +182,7 @@ def _must_equal(side: ReadSide, name: str, generation: str, tell: Tell | None) -
 def _verify_one(side: ReadSide, name: str, how: _How, tell: Tell | None) -> dict[str, Any]:
     while True:
         with connected(side.write.dsn) as connection:
-            generation = ledger.serving(connection, name)
+            generation = serving_here(connection, name, side.plan(name).store)
         if generation is None:
             raise SettingsError(f"{name} has no generation yet: run `outbox project {name}` or `outbox up` first")
         with suppress(_Replaced):

@@ -16,6 +16,10 @@ The steps of :func:`build`, each of which may be the last thing a crash lets hap
    Crash between the two: the alias shows the new generation, whole but fed by nobody, until the projector
    starts anew (it points the alias back) or the next build repeats this step.
 6. Drop generations older than the one kept for rollback. Crash: the next build does it.
+
+The settings may name another store than the one that what serves is in (:mod:`projectors.placement`): then step 5 lets
+the other store serve, and the switch of its alias is its first. What is unfinished in any other store is not gone on
+with, and is dropped there like what is old.
 """
 
 from __future__ import annotations
@@ -28,14 +32,16 @@ from dataclasses import dataclass
 from typing import Final
 
 from outbox.database import Connection, connected
-from outbox.errors import ProjectionError, VerificationFailed
+from outbox.errors import ProjectionError, StoreChanged, VerificationFailed
 from outbox.logs import logger
-from projectors import ledger
+from projectors import ledger, placement
 from projectors.building import Building, Progress, check_stop, lock
 from projectors.catching_up import CatchingUp
+from projectors.dropping import Elsewhere, drop
 from projectors.ledger import Generation
 from projectors.loading import Load
 from projectors.pipeline import Plan
+from projectors.placement import is_in, serving_here
 from projectors.resilience import resilient
 from projectors.session import Stations
 from projectors.sinks.protocol import Sink
@@ -52,24 +58,26 @@ TRIAL: Final = "trial"
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What a build did."""
+    """What a build did. ``elsewhere``: older generations that stay in other stores than this one."""
 
     projector: str
     generation: str
     streams: int
     records: int
     seconds: float
+    elsewhere: Sequence[Elsewhere] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Next:
     """What the next build does with generations: the one it builds (``after``: the last stream loaded already, ""
-    if it begins anew), those it drops first, since they were left unfinished for too long, and those at its end."""
+    if it begins anew), those it drops first, since they were left unfinished for too long or are in a store that is no
+    longer named, and those at its end."""
 
     generation: str
     after: str
-    discards: Sequence[str]
-    drops: Sequence[str]
+    discards: Sequence[Generation]
+    drops: Sequence[Generation]
 
 
 def rebuild(
@@ -91,15 +99,19 @@ def rebuild(
 
 
 def first_build(plan: Plan, stations: Stations, stop: threading.Event) -> str:
-    """The serving generation; builds it if there is none, or waits for the process that does. "" if stopped."""
+    """The serving generation; builds it if there is none, or waits for the process that does. "" if stopped.
+
+    Raises :class:`~outbox.errors.StoreChanged` if it is in another store than the settings name.
+    """
     while not stop.is_set():
         with connected(stations.dsn) as connection:
             _point_back(connection, plan, stations)
-            if (serving := ledger.serving(connection, plan.name)) is not None:
+            if (serving := serving_here(connection, plan.name, plan.store)) is not None:
                 return serving
             try:
                 lock(connection, plan.name)
-                return ledger.serving(connection, plan.name) or build(connection, plan, stations, stop).generation
+                built = serving_here(connection, plan.name, plan.store)
+                return built or build(connection, plan, stations, stop).generation
             except Building:
                 stop.wait(0.2)
     return ""
@@ -113,15 +125,10 @@ def _point_back(connection: Connection, plan: Plan, stations: Stations) -> None:
     if {"building", "serving"} <= {g.state for g in ledger.generations(connection, plan.name)}:
         with suppress(Building):  # it goes on, and the alias is its own
             lock(connection, plan.name)
-            with stations.sink() as sink:
-                _lead_back(connection, plan, sink)
-
-
-def _lead_back(connection: Connection, plan: Plan, sink: Sink) -> None:
-    """Point the store's alias to the generation that serves, if one does."""
-    serving = ledger.serving(connection, plan.name)
-    if serving is not None:
-        sink.switch(serving)
+            serving = serving_here(connection, plan.name, plan.store)
+            if serving is not None:
+                with stations.sink() as sink:
+                    sink.switch(serving)
 
 
 def build(
@@ -135,9 +142,9 @@ def build(
     """The steps above. The caller holds the lock."""
     started = time.monotonic()
     tell = progress or (lambda *_: None)
-    coming = upcoming(connection, plan.name)
-    for old in coming.discards:
-        _discard(connection, plan, stations, old)
+    placement.claim(connection, plan.name, plan.store)
+    coming = upcoming(connection, plan)
+    left = [_discard(connection, plan, stations, old) for old in coming.discards]
     loading, skipped = skipping(connection, plan)
     with ExitStack() as stack:
         sink = resilient(stack.enter_context(stations.sink()), plan.name, stations.resilience, stop)
@@ -157,12 +164,12 @@ def build(
                 sink.switch(generation.name)
             catching_up.hand_over(connection)
     except VerificationFailed:
-        _discard(connection, plan, stations, generation.name)  # going on with it would only fail again
+        _discard(connection, plan, stations, generation)  # going on with it would only fail again
         raise
-    with stations.sink() as sink:
-        _drop_old(connection, plan, sink)
-    log.info("switched", projector=plan.name, generation=generation.name, records=records)
-    return Built(plan.name, generation.name, streams, records, time.monotonic() - started)
+    left += _drop_old(connection, plan, stations)
+    log.info("switched", projector=plan.name, generation=generation.name, store=plan.store, records=records)
+    elsewhere = [one for one in left if one is not None]
+    return Built(plan.name, generation.name, streams, records, time.monotonic() - started, elsewhere)
 
 
 def rollback(plan: Plan, stations: Stations) -> str:
@@ -170,37 +177,45 @@ def rollback(plan: Plan, stations: Stations) -> str:
     lacks what came since it was replaced, waited for or not. After a crash run it again: the store's alias may lead to
     it though the row does not.
 
-    Raises :class:`~outbox.errors.ProjectionError` if none is kept, :class:`Building` while a build goes on.
+    Raises :class:`~outbox.errors.ProjectionError` if none is kept, :class:`~outbox.errors.StoreChanged` if it is in
+    another store than the settings name, :class:`Building` while a build goes on.
     """
     with connected(stations.dsn) as connection:
         lock(connection, plan.name)
-        earlier = earlier_generation(connection, plan.name)
+        earlier = earlier_generation(connection, plan)
         with stations.sink() as sink:
             sink.switch(earlier)
         ledger.switch_generation(connection, plan.name, earlier)
         return earlier
 
 
-def earlier_generation(connection: Connection, projector: str) -> str:
-    """The one that a rollback goes back to. Raises :class:`~outbox.errors.ProjectionError` if none is kept."""
-    retired = [g.name for g in ledger.generations(connection, projector) if g.state == "retired"]
+def earlier_generation(connection: Connection, plan: Plan) -> str:
+    """The one that a rollback goes back to. Raises as :func:`rollback` does."""
+    retired = [g for g in ledger.generations(connection, plan.name) if g.state == "retired"]
     if not retired:
-        raise ProjectionError(f"{projector}: no earlier generation is kept, nothing to roll back to")
-    return retired[-1]
+        raise ProjectionError(f"{plan.name}: no earlier generation is kept, nothing to roll back to")
+    if not is_in(retired[-1], plan.store):
+        store = retired[-1].store
+        raise StoreChanged(
+            f"{plan.name}: what served before ({retired[-1].name}) is in {store}, and the settings name {plan.store}:"
+            f" set projectors.{plan.name}.store to {store!r} to roll back to it"
+        )
+    return retired[-1].name
 
 
-def upcoming(connection: Connection, projector: str) -> Next:
+def upcoming(connection: Connection, plan: Plan) -> Next:
     """What :func:`build` would do now."""
-    known = ledger.generations(connection, projector)
+    known = ledger.generations(connection, plan.name)
     unfinished = [g for g in known if g.state == "building"]
-    serving = [g.name for g in known if g.state == "serving"]
-    retired = [g.name for g in known if g.state == "retired"]
+    serving = [g for g in known if g.state == "serving"]
+    retired = [g for g in known if g.state == "retired"]
     # The one that serves now is retired by the switch, after all others; without one, the last retired is kept.
     drops = retired if serving else retired[:-1]
-    if unfinished and unfinished[-1].age_s < RESUME_WITHIN_S:
-        return Next(unfinished[-1].name, unfinished[-1].progress or "", (), drops)
+    last = next((g for g in reversed(unfinished) if is_in(g, plan.store)), None)
+    if last is not None and last.age_s < RESUME_WITHIN_S:
+        return Next(last.name, last.progress or "", [g for g in unfinished if g is not last], drops)
     name = f"g{max((int(g.name[1:]) for g in known), default=0) + 1}"
-    return Next(name, "", [g.name for g in unfinished], drops)
+    return Next(name, "", unfinished, drops)
 
 
 def _begin(connection: Connection, plan: Plan, sink: Sink, name: str) -> Generation:
@@ -210,8 +225,8 @@ def _begin(connection: Connection, plan: Plan, sink: Sink, name: str) -> Generat
             sink.prepare(name)
             return known
     name = _free(sink, name)
-    ledger.begin_generation(connection, plan.name, name, plan.topics)
-    return Generation(name, "building", None, 0, 0.0)
+    ledger.begin_generation(connection, plan.name, name, plan.topics, plan.store)
+    return Generation(name, "building", None, 0, 0.0, plan.store)
 
 
 def _free(sink: Sink, name: str) -> str:
@@ -228,19 +243,17 @@ def _free(sink: Sink, name: str) -> str:
     return name
 
 
-def _discard(connection: Connection, plan: Plan, stations: Stations, generation: str) -> None:
+def _discard(connection: Connection, plan: Plan, stations: Stations, old: Generation) -> Elsewhere | None:
     """Drop an unfinished generation. Its build may have been killed once the store's alias led to it: readers
-    are led back first."""
-    with stations.sink() as sink:
-        _lead_back(connection, plan, sink)
-        ledger.forget_progress(connection, plan.name, generation)  # cut off here, the next build loads all of it
-        sink.drop(generation)
-    ledger.forget_generation(connection, plan.name, generation)
+    are led back first, if what serves is in that store."""
+    known = ledger.generations(connection, plan.name)
+    serving = next((g.name for g in known if g.state == "serving" and g.store == old.store), None)
+    return drop(connection, plan, stations, old, serving)
 
 
-def _drop_old(connection: Connection, plan: Plan, sink: Sink) -> None:
-    """All retired generations but the one that served last."""
+def _drop_old(connection: Connection, plan: Plan, stations: Stations) -> list[Elsewhere | None]:
+    """All retired generations but the one that served last. Returns those that stay in other stores."""
     retired = [g for g in ledger.generations(connection, plan.name) if g.state == "retired"]
-    for old in retired[:-1]:
-        sink.drop(old.name)
-        ledger.forget_generation(connection, plan.name, old.name)
+    left = [drop(connection, plan, stations, old) for old in retired[:-1]]
+    kept = [Elsewhere(g.name, g.store) for g in retired[-1:] if g.store not in (None, plan.store)]
+    return [*left, *kept]

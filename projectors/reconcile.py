@@ -22,10 +22,11 @@ from outbox.log.read import categories
 from outbox.logs import logger
 from projectors import ledger
 from projectors.building import Progress
+from projectors.dropping import drop
 from projectors.ledger import Generation
 from projectors.pipeline import Plan
 from projectors.rebuild import Built, rebuild
-from projectors.sinks.protocol import Sink
+from projectors.session import Stations
 from projectors.verify import Verifier
 from projectors.wiring import ReadSide
 from projectors.witness import forget_marks
@@ -176,16 +177,13 @@ def _renew(connection: Connection, side: ReadSide, name: str, tell: Tell | None)
     known = ledger.generations(connection, name)
     serving = next((g for g in known if g.state == "serving"), None)
     if serving is None or not _renewed(connection, name, serving.name):
-        with stations.sink() as sink:
-            _clear(connection, plan, sink, known)
+        _clear(connection, plan, stations, known)
         done = rebuild(plan, stations, verify=lambda g: _verified(side, name, g), progress=_progress(name, tell))
     else:
         done = Built(name, serving.name, 0, serving.records, 0.0)
-    with stations.sink() as sink:
-        for old in ledger.generations(connection, name):
-            if old.state != "serving":
-                _drop(connection, plan, sink, old.name)
-    return done
+    others = [g for g in ledger.generations(connection, name) if g.state != "serving"]
+    left = [drop(connection, plan, stations, old) for old in others]
+    return replace(done, elsewhere=[one for one in left if one is not None])
 
 
 def _renewed(connection: Connection, projector: str, generation: str) -> bool:
@@ -193,19 +191,15 @@ def _renewed(connection: Connection, projector: str, generation: str) -> bool:
     return bool(row and row[0])
 
 
-def _clear(connection: Connection, plan: Plan, sink: Sink, known: Sequence[Generation]) -> None:
+def _clear(connection: Connection, plan: Plan, stations: Stations, known: Sequence[Generation]) -> None:
     """Drop what must not be gone on with, whoever began it: unfinished builds, and the names to come."""
     for unfinished in known:
         if unfinished.state == "building":
-            _drop(connection, plan, sink, unfinished.name)
+            drop(connection, plan, stations, unfinished)
     last = max((int(g.name[1:]) for g in known), default=0)
-    for number in range(last + 1, last + 1 + LEFTOVERS_MAX):
-        sink.drop(f"g{number}")
-
-
-def _drop(connection: Connection, plan: Plan, sink: Sink, generation: str) -> None:
-    sink.drop(generation)
-    ledger.forget_generation(connection, plan.name, generation)
+    with stations.sink() as sink:
+        for number in range(last + 1, last + 1 + LEFTOVERS_MAX):
+            sink.drop(f"g{number}")
 
 
 def _verified(side: ReadSide, name: str, generation: str) -> None:

@@ -20,7 +20,7 @@ from outbox.errors import BrokerUnavailable, InvalidEvent
 from outbox.event import Event, category_of
 from outbox.log.read import read_below, read_stream
 from outbox.logs import logger
-from projectors import ledger
+from projectors import ledger, placement
 from projectors.decoding import Deferring
 from projectors.folding import Failure, Folding
 from projectors.horizon import Horizon
@@ -44,6 +44,8 @@ class Stations:
     dsn: str
     broker: OpenBroker
     sink: OpenSink
+    sink_in: Callable[[str], AbstractContextManager[Sink]]
+    """Opens the projector's sink on another store than the one that the settings name."""
     registry: Registry
     resilience: Resilience
     group_prefix: str = "outbox"
@@ -77,7 +79,10 @@ class Batch:
 
 
 class Session:
-    """One consumer on one generation, until something fails or the generation changes."""
+    """One consumer on one generation, until something fails or the generation changes.
+
+    Raises :class:`~outbox.errors.StoreChanged` for a generation that is in another store than the plan's.
+    """
 
     def __init__(
         self,
@@ -94,6 +99,7 @@ class Session:
         self._registry = Deferring(stations.registry)
         self._log = opened(stack, stations.dsn)
         self._state = opened(stack, stations.dsn)
+        placement.check(self._state, plan.name, generation, plan.store)
         self._plan, self._skipping = skipping(self._state, plan)
         store = stack.enter_context(stations.sink())
         self._conditional = is_conditional(store)

@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Any, Final, LiteralString
 
 from outbox.database import Connection, connected
-from projectors import ledger
+from projectors import ledger, placement
 from projectors.layout import Layout
 from projectors.pulse import pulses
 
@@ -34,7 +34,8 @@ def status(layout: Layout) -> dict[str, Any]:
 
     ``{"log": {"last_position"}, "relay": {"leader": NAME or null, "epoch", "waiting": rows not yet published,
     "parked": [{"topic", "key"}], "away": [names of other relays for which the outbox is kept and that do not run]},
-    "projectors": [{"projector", "store", "generation": NAME or null, "lag": messages
+    "projectors": [{"projector", "store", "generation": NAME or null, "serves_in": the store that this one is in or null
+    if that is not known, "changed": what to do if the settings name another, or "", "lag": messages
     or null before the first generation, "health": what the projector said last, "seen_s_ago": when, or null,
     "answers": whether its store answers now or null if that cannot be asked, "said": what the store said,
     "dead_letters"}]}``
@@ -74,16 +75,21 @@ def _relay(connection: Connection, name: str) -> dict[str, Any]:
 def _projectors(connection: Connection, layout: Layout) -> list[dict[str, Any]]:
     health = {p: (said, round(float(age), 1)) for p, said, age in connection.execute(_HEALTH)}
     letters = Counter((d.projector, d.generation) for d in ledger.dead_letters(connection))
+    places = placement.serving(connection, layout.projecting)
     found = []
     for name, projecting in layout.projecting.items():
         topics = layout.topics(layout.projection(name))
-        generation = ledger.serving(connection, name)
+        place = places.get(name)
+        generation = place.generation if place else None
+        elsewhere = place is not None and place.store not in (None, projecting.store)
         said, age = health.get(name, ("never ran", None))
         found.append(
             {
                 "projector": name,
                 "store": projecting.store,
                 "generation": generation,
+                "serves_in": place.store if place else None,
+                "changed": str(placement.changed(name, place, projecting.store)) if place and elsewhere else "",
                 "lag": ledger.lag(connection, name, generation, topics) if generation else None,
                 "health": said,
                 "seen_s_ago": age,

@@ -84,6 +84,7 @@ class ReadSide:
             dsn=self.write.dsn,
             broker=lambda: self.write.broker(named=named),
             sink=lambda: self.open_sink(name),
+            sink_in=lambda store: self.open_sink(name, store),
             registry=self.write.registry,
             resilience=Resilience(batch=self.layout.of(name).batch),
             group_prefix=self.settings.prefix,
@@ -106,24 +107,24 @@ class ReadSide:
         plan, stations = self.plan(name), self.stations(name, named=True)
         return Runner(plan, stations, lambda stop: first_build(plan, stations, stop))
 
-    def open_sink(self, name: str) -> AbstractContextManager[Sink]:
-        """The projector's sink on its real store.
+    def open_sink(self, name: str, store: str | None = None) -> AbstractContextManager[Sink]:
+        """The projector's sink on its real store; ``store``: on another than its settings name.
 
         Opening it raises :class:`~projectors.holding.StoreHeld` if another process has the store's folder open.
         """
-        return self._opened_sink(name)
+        return self._opened_sink(name, store or self.layout.of(name).store)
 
-    def open_reader(self, name: str) -> AbstractContextManager[Reader] | None:
+    def open_reader(self, name: str, store: str | None = None) -> AbstractContextManager[Reader] | None:
         """The projector's reader, opened like its sink; None if its store answers no questions."""
-        store = self.layout.of(name).store
+        store = store or self.layout.of(name).store
         if store not in _installed("outbox.readers").names:
             return None
-        return self._opened(name, _load("outbox.readers", store))
+        return self._opened(name, store, _load("outbox.readers", store))
 
-    def answers(self, name: str, question: str) -> bool:
+    def answers(self, name: str, question: str, store: str | None = None) -> bool:
         """Whether the projector's store answers this question (a method of a reader), told without opening it:
         a store that is down must not change who is asked. Readers say it by what ``open_reader`` returns."""
-        store = self.layout.of(name).store
+        store = store or self.layout.of(name).store
         if store not in _installed("outbox.readers").names:
             return False
         return hasattr(_reads(store), question)
@@ -133,9 +134,8 @@ class ReadSide:
         return self.layout.store_settings(store)
 
     @contextmanager
-    def _opened_sink(self, name: str) -> Iterator[Sink]:
-        store = self.layout.of(name).store
-        with self._opened(name, _load("outbox.sinks", store)) as sink:
+    def _opened_sink(self, name: str, store: str) -> Iterator[Sink]:
+        with self._opened(name, store, _load("outbox.sinks", store)) as sink:
             lacking = [method for method in METHODS if not callable(getattr(sink, method, None))]
             if lacking:  # or it would be found out behind a long load, when the first is called
                 raise SettingsError(
@@ -145,8 +145,7 @@ class ReadSide:
             yield sink
 
     @contextmanager
-    def _opened(self, name: str, opening: Callable[..., AbstractContextManager[Any]]) -> Iterator[Any]:
-        store = self.layout.of(name).store
+    def _opened(self, name: str, store: str, opening: Callable[..., AbstractContextManager[Any]]) -> Iterator[Any]:
         settings = self.store_settings(store)
         folder = settings.get("path") if store in EMBEDDED.values() else None
         made = opening(name, settings)

@@ -17,8 +17,8 @@ def reconcile(
 ) -> None:
     """Bring stores and broker offsets back to a log that was restored to an earlier moment.
 
-    JSON: {"reason", "built": [{"projector", "generation", "streams", "records", "seconds"}], "left": [PROJECTOR],
-    "seconds"}
+    JSON: {"reason", "built": [{"projector", "generation", "streams", "records", "seconds", "elsewhere": [{"generation",
+    "store", "why"}]}], "left": [PROJECTOR], "seconds"}
     """
     from dataclasses import asdict
 
@@ -40,6 +40,8 @@ def reconcile(
         return
     for one in done.built:
         typer.echo(f"{one.projector}: {one.generation} serves, {one.records} records")
+        for old in one.elsewhere:
+            typer.echo(f"{one.projector}: {old.generation} stays in {old.store}, not dropped: {old.why}", err=True)
     for name in done.left:
         typer.echo(
             f"{name} is not in these settings and refuses to run: reconcile with settings that name it", err=True

@@ -75,6 +75,8 @@ def show_status(status: Mapping[str, Any]) -> None:
             out.print(f"[red]fails[/] {p['projector']}: {shown(p['health'])}", soft_wrap=True)
         if p["answers"] is False:
             out.print(f"[red]no answer[/] from {p['store']}: {shown(p['said'])}", soft_wrap=True)
+        if p.get("changed"):
+            out.print(f"[red]store changed[/] {shown(p['changed'])}", soft_wrap=True)
 
 
 def _status_row(p: Mapping[str, Any]) -> Sequence[str]:
@@ -129,7 +131,10 @@ def show_rebuild(done: Mapping[str, Any], *, rollback: bool, dry_run: bool) -> N
     elif dry_run:
         _show_forecast(out, done)
     else:
-        out.print(f"{name}: {generation} serves, {done['records']} records in {done['seconds']:.1f} s")
+        where = f" in {done['store']}" if "store" in done else ""
+        out.print(f"{name}: {generation} serves{where}, {done['records']} records in {done['seconds']:.1f} s")
+        for one in done.get("elsewhere", ()):
+            out.print(_elsewhere(name, one))
 
 
 def _show_forecast(out: Console, f: Mapping[str, Any]) -> None:
@@ -139,9 +144,23 @@ def _show_forecast(out: Console, f: Mapping[str, Any]) -> None:
         f" {f['events']} events, about {f['records']} records in about {f['seconds']:.1f} s (by {f['sampled']} streams"
         " folded, written to and read from a throw-away generation)"
     )
-    out.print(f"  {f['serving'] or 'nothing'} would be kept for a rollback")
+    where = f.get("serving_in") if f.get("serving_in") != f["store"] else None
+    out.print(f"  {f['serving'] or 'nothing'} would be kept for a rollback" + (f" in {where}" if where else ""))
     if f["drops"]:
         out.print(f"  would be dropped: {', '.join(f['drops'])}")
+
+
+def _elsewhere(projector: str, one: Mapping[str, Any]) -> str:
+    generation, store = one["generation"], one["store"]
+    if one["why"]:
+        return (
+            f"[yellow]left[/] {generation} stays in {store}, where it could not be dropped ({shown(one['why'])});"
+            " the next rebuild tries again"
+        )
+    return (
+        f"{generation} is kept in {store}: to go back to it, set projectors.{projector}.store to {store!r}, then"
+        f" `outbox rebuild {projector} --rollback`"
+    )
 
 
 def show_dead_letters(letters: Sequence[Mapping[str, Any]]) -> None:

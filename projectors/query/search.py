@@ -18,10 +18,11 @@ from typing import Any, Final, Literal, Self, TypeVar, get_args
 
 import psycopg
 
-from outbox.database import Connection, not_migrated, unreachable
-from outbox.errors import InvalidEvent, SettingsError, StoreError
+from outbox.database import NOT_MIGRATED, Connection, not_migrated, unreachable
+from outbox.errors import InvalidEvent, SettingsError, StoreChanged, StoreError
 from outbox.log.statement import Token
-from projectors import ledger
+from projectors import placement
+from projectors.placement import Place
 from projectors.query.protocol import DEPTH_MAX, Direction, Hit, Neighbour, Path
 from projectors.wait import wait_for
 from projectors.wiring import ReadSide
@@ -60,9 +61,14 @@ class Fused:
 class Search:
     """Answers questions from the serving generations. Use as a context manager; safe for one thread.
 
+    Each is asked in the store that it was built in, though the settings may name another one by now: whoever has not
+    heard of a change yet, or has heard of it before the new store is built, finds all there is.
+
     Stores are opened when first asked. Every method raises :class:`~outbox.errors.StoreUnavailable` if a store
     it needs is down, :class:`~outbox.errors.DatabaseError` if PostgreSQL is, and
-    :class:`~outbox.errors.SettingsError` if no projector's store answers such questions, and
+    :class:`~outbox.errors.SettingsError` if no projector's store answers such questions
+    (:class:`~outbox.errors.StoreChanged` if the one of the settings would, and what serves is elsewhere, or if these
+    settings do not say how to reach that), and
     :class:`~outbox.errors.StoreError` if a store refuses (a vector of another length: the embedder was changed, and
     what serves was built with the one before); ``hybrid`` answers from the stores that can, and raises only if none
     can. ``limit`` is 1 to :data:`LIMIT_MAX` (more is cut to it).
@@ -73,8 +79,8 @@ class Search:
         self._stack = ExitStack()
         self._connection: Connection | None = None
         self._asking = {name: Lock() for name in side.projecting}
-        self._readers: dict[str, Any] = {}
-        self._serving: dict[str, tuple[str, float]] = {}
+        self._readers: dict[tuple[str, str], Any] = {}
+        self._serving: dict[str, tuple[Place, float]] = {}
 
     def __enter__(self) -> Self:
         self._stack.callback(self._disconnect)
@@ -122,10 +128,10 @@ class Search:
             ("match", self._text(text, wide)),
             ("find", self._find(text, most)),
         )
+        self._look()
         asked = [(name, ask) for question, ask in questions for name in self._who(question)]
         if not asked:
             raise SettingsError("no projector's store answers questions: see the settings under projectors")
-        self._generations(name for name, _ in asked)
         tried = [self._pool.submit(self._tried, name, ask) for name, ask in asked]
         answers = [t.result() for t in tried]
         failures = [a for a in answers if isinstance(a, StoreError)]
@@ -174,22 +180,33 @@ class Search:
     # ------------------------------------------------------------------- asking
 
     def _ask(self, question: Question, ask: Ask[R]) -> list[Sequence[R]]:
+        self._look()
         names = self._who(question)
         if not names:
-            raise SettingsError(f"no projector's store answers {question!r}: see the settings under projectors")
-        self._generations(names)
+            raise self._nobody(question)
         return [self._ask_one(name, ask) for name in names]
 
     def _who(self, question: Question) -> list[str]:
-        return [name for name in self._side.projecting if self._side.answers(name, question)]
+        return [name for name in self._side.projecting if self._side.answers(name, question, self._store(name))]
+
+    def _nobody(self, question: Question) -> SettingsError:
+        for name, projecting in self._side.projecting.items():
+            if self._store(name) != projecting.store and self._side.answers(name, question):
+                return placement.changed(name, self._serving[name][0], projecting.store)
+        return SettingsError(f"no projector's store answers {question!r}: see the settings under projectors")
+
+    def _store(self, name: str) -> str:
+        """The store that the projector's serving generation is in, as far as is known."""
+        place, _ = self._serving.get(name, (None, 0.0))
+        return (place.store if place else None) or self._side.projecting[name].store
 
     def _ask_one(self, name: str, ask: Ask[R]) -> Sequence[R]:
         """Nothing before the projector's first generation serves. A reader is asked by one thread at a time."""
-        generation, _ = self._serving.get(name, (None, 0.0))
-        if generation is None:
+        place, _ = self._serving.get(name, (None, 0.0))
+        if place is None:
             return []
         with self._asking[name]:
-            return ask(name, self._reader(name), generation)
+            return ask(name, self._reader(name, self._store(name)), place.generation)
 
     def _tried(self, name: str, ask: Ask[Hit]) -> Sequence[Hit] | StoreError:
         try:
@@ -197,30 +214,36 @@ class Search:
         except StoreError as error:
             return error
 
-    def _reader(self, name: str) -> Any:
-        if name not in self._readers:
-            opened = self._side.open_reader(name)
-            if opened is not None:
-                self._readers[name] = self._stack.enter_context(opened)
-        return self._readers[name]
+    def _reader(self, name: str, store: str) -> Any:
+        if (name, store) not in self._readers:
+            try:
+                opened = self._side.open_reader(name, store)
+                if opened is not None:
+                    self._readers[name, store] = self._stack.enter_context(opened)
+            except SettingsError as error:
+                named = self._side.projecting[name].store
+                if store == named:
+                    raise
+                changed = placement.changed(name, self._serving[name][0], named)
+                raise StoreChanged(f"{changed}; here {store} cannot be asked: {error}") from error
+        return self._readers[name, store]
 
     # --------------------------------------------------------------- PostgreSQL
 
-    def _generations(self, names: Iterable[str]) -> None:
-        """Look up which generations serve, of those whose answer is older than :data:`SERVING_S`."""
-        for name in set(names):
-            _, until = self._serving.get(name, (None, 0.0))
-            if time.monotonic() >= until:
-                found = self._looked_up(partial(ledger.serving, projector=name))
-                if found is not None:
-                    self._serving[name] = (found, time.monotonic() + SERVING_S)
+    def _look(self) -> None:
+        """Look up which generations serve, of those projectors whose answer is older than :data:`SERVING_S`."""
+        now = time.monotonic()
+        old = [name for name in self._side.projecting if now >= self._serving.get(name, (None, 0.0))[1]]
+        if old:
+            found = self._looked_up(partial(placement.serving, projectors=old))
+            self._serving |= {name: (place, time.monotonic() + SERVING_S) for name, place in found.items()}
 
     def _looked_up(self, look: Callable[[Connection], T]) -> T:
         """A question to PostgreSQL; a connection that was lost is made anew for the next one."""
         connection = self._connected()
         try:
             return look(connection)
-        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
+        except NOT_MIGRATED as error:
             raise not_migrated(error) from error
         except psycopg.OperationalError as error:
             raise unreachable(self._side.write.dsn, error) from error

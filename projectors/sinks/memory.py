@@ -88,6 +88,8 @@ class MemorySink:
         space = self._opened()
         with space.lock:
             space.generations.pop(generation, None)
+            if space.serving == generation:
+                space.serving = None
 
     def close(self) -> None:
         self._space = None

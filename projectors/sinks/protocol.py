@@ -49,7 +49,8 @@ class Sink(Protocol):
         """Point the store's own alias, where it has one, at the generation, in one step. Idempotent."""
 
     def drop(self, generation: str) -> None:
-        """Remove the generation and all it holds. Idempotent."""
+        """Remove the generation and all it holds. Idempotent. The alias may still lead to it, if the projector was
+        moved to another store since: it goes, too."""
 
 
 class Conditional(Protocol):

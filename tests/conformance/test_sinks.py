@@ -306,6 +306,21 @@ def test_prepare_switch_and_drop_may_be_repeated(space: Space, sink: Sink, kind:
 
 
 @every_kind
+def test_what_the_alias_leads_to_can_be_dropped_and_another_be_shown(space: Space, sink: Sink, kind: type) -> None:
+    """Its projector was moved to another store, and back."""
+    one, change = space.generation(sink), put(sample(kind, "k", 1), 1)
+    sink.apply(one, [change])
+    sink.switch(one)
+    sink.drop(one)
+    with pytest.raises(StoreError):
+        list(sink.scan(one))
+    two = space.generation(sink)
+    sink.apply(two, [change])
+    sink.switch(two)
+    assert held(sink, two) == expected([change])
+
+
+@every_kind
 def test_a_generation_that_is_not_there_is_not_taken_for_an_empty_one(sink: Sink, g: str, kind: type) -> None:
     change = put(sample(kind, "a", 1), 1)
     with pytest.raises(StoreError):

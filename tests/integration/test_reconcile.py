@@ -333,7 +333,7 @@ def test_a_reconcile_that_is_cut_off_goes_on(
     machine.go_back()
     with staged(settings) as stage, pytest.raises(LogWentBack):
         stage.side.runner("rows").run(Flag())
-    for point in ("_wait_for_relays", "_map", "_clear", "rebuild", "_drop", "forget_marks"):
+    for point in ("_wait_for_relays", "_map", "_clear", "rebuild", "drop", "forget_marks"):
         with staged(settings) as stage, monkeypatch.context() as patched:
             patched.setattr(module, point, _dies)
             with pytest.raises(KeyboardInterrupt):

@@ -232,7 +232,7 @@ def test_another_generation_is_seen_soon(plain: World) -> None:
         search.wait_for(plain.populate(), 30)
         assert [h.key for h in search.text("mud")] == ["animal-clam"]
         built = rebuild(plain.side.plan("documents"), plain.side.stations("documents"))
-        until(lambda: search.text("mud") and search._serving["documents"][0] == built.generation, 5)
+        until(lambda: search.text("mud") and search._serving["documents"][0].generation == built.generation, 5)
 
 
 def test_what_was_waited_for_is_found_though_another_generation_serves_since(

@@ -17,13 +17,13 @@ from outbox.log.append import append, send
 from outbox.log.migrate import FOLDER, migrate, migrations
 from outbox.relay.parking import parked, retry
 from outbox.relay.settings import RelaySettings
-from projectors import ledger
+from projectors import ledger, placement
 from tests.capturing import captured
 from tests.integration.appending import event
 from tests.relaying import Recorder, drain, leading, without_slots
 
 NEWEST = migrations()[-1].number
-WITH_READ_SIDE, WITH_CAPTURE = 4, 7
+WITH_READ_SIDE, WITH_CAPTURE, WITH_STORES = 4, 7, 12
 DATA = default_registry().encode("entity.patched", {"properties": {"a": 1}})
 EXACT = "SELECT position, stream, version, type, id, data, meta::text, at FROM outbox.event ORDER BY position"
 """What `append` wrote when there was only the table."""
@@ -146,3 +146,21 @@ def test_a_database_that_was_not_brought_up_to_date_is_called_that(step, old):
     with connected(old(step)) as connection:
         with pytest.raises(DatabaseError, match="run `outbox migrate` first"):
             check_migrated(connection)
+
+
+@pytest.mark.parametrize(("said", "store"), [("1 second", "chroma"), ("-1 second", None), (None, None)])
+@pytest.mark.parametrize("step", range(WITH_READ_SIDE, WITH_STORES))
+def test_a_generation_is_where_its_projector_was_at_work_since(step, said, store, old):
+    """Or that is not known: a projector that spoke before may have been at work on another generation, elsewhere."""
+    with connected(dsn := old(step)) as connection:
+        fill(connection, step)
+        if said is not None:
+            connection.execute(
+                "INSERT INTO outbox.projector (projector, store, health, at)"
+                " SELECT 'p', 'chroma', 'ok', changed_at + %s::interval FROM outbox.generation",
+                [said],
+            )
+        with pytest.raises(DatabaseError, match="run `outbox migrate` first"), connected(dsn) as asking:
+            placement.serving(asking, ["p"])
+        migrate(connection)
+        assert placement.serving(connection, ["p"]) == {"p": placement.Place("g1", store)}

@@ -53,7 +53,7 @@ def capture(stop: threading.Event) -> None:
 
 def projector(stop: threading.Event) -> None:
     plan = Plan("documents", "memory", EntityDocuments(("text",)), ("outbox.text",))
-    stations = Stations(NOWHERE, Recorder, unreached, default_registry(), Resilience(), rest_s=FIRST_S)
+    stations = Stations(NOWHERE, Recorder, unreached, unreached, default_registry(), Resilience(), rest_s=FIRST_S)
     Runner(plan, stations, unreached).run(stop)
 
 

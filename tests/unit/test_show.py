@@ -110,6 +110,16 @@ def test_the_status_shows_every_projector_and_what_is_parked(wide: None, capsys:
     assert "tantivy:" not in shown
 
 
+def test_a_store_that_was_changed_is_one_line_that_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    changed = (
+        "documents: its records (g1) are in tantivy, and its settings name elasticsearch: either set [this] or that"
+    )
+    relay = {"leader": "host:1", "epoch": 3, "waiting": 0, "parked": [], "away": []}
+    projectors = [PROJECTOR | {"changed": ""}, PROJECTOR | {"changed": changed}]
+    show.show_status({"log": {"last_position": 0}, "relay": relay, "projectors": projectors})
+    assert [line for line in capsys.readouterr().out.splitlines() if "changed" in line] == [f"store changed {changed}"]
+
+
 def test_that_none_leads_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     relay = {"leader": None, "epoch": 0, "waiting": 0, "parked": [], "away": []}
     show.show_status({"log": {"last_position": 0}, "relay": relay, "projectors": []})
