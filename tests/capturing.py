@@ -16,6 +16,7 @@ from outbox.codec import default_registry
 from outbox.database import connected
 from outbox.event import Event
 from outbox.log.read import read_all
+from tests.alongside import alongside
 from tests.relaying import drop_slots, until
 
 QUICK = CaptureSettings(lease_s=1.0, look_s=0.1, sleep_s=0.02, retry_s=0.05)
@@ -78,23 +79,9 @@ class Captured:
     @contextmanager
     def running(self, **told: Any) -> Iterator[Capture]:
         """A process's worth of capture in a thread; raises what ended it."""
-        capture, stop, failures = self.capture(**told), threading.Event(), []
-
-        def run() -> None:
-            try:
-                capture.run(stop)
-            except BaseException as error:
-                failures.append(error)
-
-        thread = threading.Thread(target=run, name="capturing")
-        thread.start()
-        try:
+        capture = self.capture(**told)
+        with alongside(capture.run, name="capturing"):
             yield capture
-        finally:
-            stop.set()
-            thread.join()
-            if failures:
-                raise failures[0]
 
     def until(self, condition: Callable[[], Any], within_s: float = 30.0) -> Any:
         return until(condition, within_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any
 
 import psycopg
@@ -18,9 +18,17 @@ from outbox.relay.engines import open_engine
 from outbox.relay.leader import Leader
 from outbox.relay.lease import Lease, take
 from outbox.relay.poll import PLANNING
+from outbox.relay.relay import Relay
 from outbox.relay.settings import RelaySettings
+from tests.alongside import alongside
 
 Fault = Callable[[Sequence[Message]], None]
+
+STREAMING = """
+SELECT 1 FROM pg_replication_slots JOIN pg_stat_replication ON pid = active_pid
+WHERE database = current_database() AND state = 'streaming'
+"""
+"""Gives a row if somebody streams from a slot of this database."""
 
 
 class Recorder:
@@ -119,6 +127,11 @@ def leading(
         opened = open_engine(dsn, lease, settings) if engine is None else _given(dsn, engine, settings)
         with opened as reader:
             yield Leader(connection, reader, recorder, lease, settings)
+
+
+def relaying(dsn: str, broker: Any, settings: RelaySettings) -> AbstractContextManager[None]:
+    """A relay in a thread until the block ends; it must not end by itself."""
+    return alongside(Relay(dsn, lambda: broker, settings).run)
 
 
 @contextmanager

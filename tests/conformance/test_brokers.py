@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -304,12 +305,9 @@ def test_two_producers_at_once_keep_each_key_in_order(broker, producer, join, to
             own.publish([Message(topic, f"{prefix}-{i % 5}", f"{i}".encode()) for i in range(at, at + 100)])
         own.close()
 
-    threads = [threading.Thread(target=publish, args=(prefix,)) for prefix in ("a", "b", "c")]
     producer.publish(numbered(topic, 1))
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(WAIT_S)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(publish, "abc"))
     found = collect(join(), 3_001)
     assert len({(d.partition, d.offset) for d in found}) == 3_001
     for key, values in by_key(d for d in found if d.key != "stream-0").items():

@@ -16,6 +16,7 @@ from outbox.settings import load
 from projectors import ledger
 from projectors.query.search import Search
 from projectors.wiring import ReadSide, open_read_side
+from tests.alongside import alongside
 from tests.conftest import Address
 from tests.e2e.corpus import copy_library, expected_keys
 from tests.e2e.outbox_command import answer, outbox, process
@@ -144,22 +145,17 @@ def test_a_rebuild_is_clean_and_no_search_meanwhile_is_empty(stack: Stack, side:
         "graph": lambda s: s.neighbours("python-json.decoder", limit=3),
         "documents": lambda s: s.text("decode json document", 3),
     }
-    done, empty, asked = threading.Event(), [], [0]
+    empty, asked = [], [0]
 
-    def ask() -> None:
+    def ask(ended: threading.Event) -> None:
         with Search(side) as search:
-            while not done.is_set():
+            while not ended.is_set():
                 asked[0] += 1
                 if not questions[kind](search):
                     empty.append(asked[0])
 
-    asking = threading.Thread(target=ask)
-    asking.start()
-    try:
+    with alongside(ask):
         built = stack.ask("rebuild", stack.projectors[kind])
-    finally:
-        done.set()
-        asking.join()
     assert isinstance(built, dict)
     assert built["records"] == len(expected_keys(stack.corpus))
     assert empty == []

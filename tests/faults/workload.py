@@ -21,6 +21,7 @@ from outbox.log.read import read_by_stream, read_stream
 from projectors.pipeline import embedded_records
 from projectors.record import digest
 from projectors.wiring import ReadSide
+from tests.alongside import alongside
 
 STREAMS = 40
 PAUSE_S = 0.004
@@ -53,14 +54,8 @@ class Workload:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        ended = threading.Event()
-        thread = threading.Thread(target=self._run, args=(ended,), name="workload")
-        thread.start()
-        try:
+        with alongside(self._run, name="workload"):
             yield
-        finally:
-            ended.set()
-            thread.join()
 
     def _run(self, ended: threading.Event) -> None:
         source = random.Random(self.seed)

@@ -15,6 +15,7 @@ import confluent_kafka
 import psycopg
 
 from outbox.log.append import append
+from tests.alongside import alongside
 from tests.faults.launch import command
 from tests.faults.processes import Child, begin
 from tests.integration.appending import event
@@ -36,14 +37,8 @@ class Load:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        ended = threading.Event()
-        thread = threading.Thread(target=self._run, args=[ended])
-        thread.start()
-        try:
+        with alongside(self._run):
             yield
-        finally:
-            ended.set()
-            thread.join()
 
     def _run(self, ended: threading.Event) -> None:
         source = random.Random(self._seed)

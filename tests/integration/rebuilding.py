@@ -18,7 +18,7 @@ from projectors import ledger, loading, operations, rebuild, verify
 from projectors.session import Session
 from projectors.sinks.postgres import PostgresSink
 from projectors.wiring import open_read_side
-from tests.integration.reading import Parts
+from tests.integration.reading import Parts, Stage
 
 
 def die(*_: Any, **__: Any) -> None:
@@ -62,6 +62,12 @@ POINTS: dict[str, Callable[[], None]] = {
     "between the store's alias and the row that rules": lambda: before(ledger, "switch_generation"),
     "when it is switched": lambda: after(ledger, "switch_generation"),
 }
+
+
+def command(stage: Stage, point: str | None = None) -> list[str]:
+    """What starts such a process on the log and the store of a stage."""
+    settings = stage.side.settings.model_dump(mode="json", exclude_defaults=True)
+    return [sys.executable, "-m", "tests.integration.rebuilding", json.dumps({"settings": settings, "point": point})]
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from outbox.database import connected
 from outbox.errors import DatabaseError, InvalidEvent, SettingsError
 from outbox.event import NewEvent
 from outbox.log.append import append
+from tests.alongside import alongside
 from tests.capturing import THINGS, Captured, captured, things, told  # noqa: F401
 
 
@@ -229,26 +230,20 @@ def test_a_table_rewritten_since_its_snapshot_is_not_taken_for_empty(things):
 
 def test_a_table_is_altered_while_writers_go_on_and_no_row_falls_back(things):
     things.db.execute("INSERT INTO things SELECT g, 'n', 0 FROM generate_series(10, 400) g")
-    stop = threading.Event()
 
-    def write() -> None:
+    def write(ended: threading.Event) -> None:
         with psycopg.connect(things.dsn, autocommit=True) as connection:
             turn = 0
-            while not stop.is_set():
+            while not ended.is_set():
                 turn += 1
                 connection.execute("UPDATE things SET price = %s WHERE id = %s", [turn, 10 + turn % 390])
 
-    writer = threading.Thread(target=write)
     with things.running():
         things.until(lambda: "things-400" in things.rows("things"))
-        writer.start()
-        try:
+        with alongside(write):
             for turn in range(3):
                 things.db.execute(f"ALTER TABLE things ADD COLUMN c{turn} int DEFAULT {turn}")
                 things.until(lambda turn=turn: f"c{turn}" in things.rows("things")["things-1"])
-        finally:
-            stop.set()
-            writer.join()
     things.drain()
     rows = {s: {**r, "price": str(r["price"])} if "price" in r else r for s, r in things.table("things").items()}
     assert things.rows("things") == rows

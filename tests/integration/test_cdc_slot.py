@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 
 import psycopg
@@ -16,18 +15,22 @@ from outbox.errors import DatabaseError, SettingsError
 from outbox.log.append import append
 from outbox.log.migrate import migrate
 from outbox.relay import slot as slotting
-from outbox.relay.relay import Relay
 from outbox.relay.replication import Replication
 from tests.integration.appending import event
 from tests.integration.streaming import CDC, POLL, confirmed, dsn, producer, published, recorder, streaming, written  # noqa: F401
 from tests.relaying import (
+    STREAMING,
     Recorder,
     drain,
     drop_slots,
     leading,
+    relaying,
     slots,
     until,
 )
+
+EAGER = replace(CDC, lease_s=0.6, retry_s=0.01)
+"""Of a relay that tries again at once."""
 
 # ---------------------------------------------------------- the lost slot
 
@@ -241,37 +244,10 @@ def test_a_slot_that_keeps_too_much_of_the_log_is_warned_of_once_and_measured(
     assert slotting.SLOT_WAL_BYTES._value.get() > 1 << 20
 
 
-STREAMED = """
-SELECT 1 FROM pg_replication_slots JOIN pg_stat_replication ON pid = active_pid
-WHERE database = current_database() AND state = 'streaming'
-"""
-
-
-@contextmanager
-def relaying(dsn, recorder):
-    """A relay that tries again at once; it must not have ended by itself."""
-    stop, failed = threading.Event(), []
-
-    def run():
-        try:
-            Relay(dsn, lambda: recorder, replace(CDC, lease_s=0.6, retry_s=0.01)).run(stop)
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(20)
-        assert failed == []
-
-
 def test_a_relay_whose_slot_is_dropped_under_it_makes_another_and_goes_on(dsn, producer, recorder):
-    with relaying(dsn, recorder):
+    with relaying(dsn, recorder, EAGER):
         for round_ in range(3):
-            until(lambda: producer.execute(STREAMED).fetchone())
+            until(lambda: producer.execute(STREAMING).fetchone())
             append(producer, "order-1", event())
             until(lambda round_=round_: len(recorder.messages) > round_)
             until(lambda: drop_slots(producer) == 1)
@@ -294,7 +270,7 @@ def test_a_slot_that_the_server_cannot_decode_is_dropped_and_made_anew(dsn, prod
 
     monkeypatch.setattr(Replication, "start", started)
     monkeypatch.setattr(Replication, "receive", received)
-    with relaying(dsn, recorder):
+    with relaying(dsn, recorder, EAGER):
         append(producer, "order-1", [event() for _ in range(3)])
         until(lambda: broken and slots(producer) and not set(slots(producer)) & set(broken))
         append(producer, "order-1", [event() for _ in range(3)])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import chromadb
@@ -80,11 +81,8 @@ def test_threads_take_turns_and_each_has_its_own_answer(client, records):
         add(own, *[f"{n}-{i}" for i in range(n + 1)])
         found[n] = (own.count(), own.get(include=[])["ids"][0])
 
-    threads = [threading.Thread(target=ask, args=(n,)) for n in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(WITHIN_S)
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(ask, range(6)))
     assert found == {n: (n + 1, f"{n}-0") for n in range(6)}
 
 
@@ -321,14 +319,11 @@ def test_clients_of_a_server_are_made_and_ended_one_at_a_time(monkeypatch):
     class Client:
         close = staticmethod(alone)
 
-    def open_one():
+    def open_one(_):
         with open_client({"url": "http://127.0.0.1:1"}) as client:
             taken.append(client)
 
     monkeypatch.setattr(chroma_client, "_connected", alone)
-    threads = [threading.Thread(target=open_one) for _ in range(5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(WITHIN_S)
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(open_one, range(5)))
     assert len(taken) == 5 and most == [1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,10 @@ from tests.integration.reading import (
     bad,
     every_broker,
     put,
-    settings_of,
-    staged,
     until,
 )
 
 pytestmark = every_broker
-
-
-@pytest.fixture
-def stage(broker: str, database: str, address: Callable[[str], str]) -> Iterator[Stage]:
-    with staged(settings_of(broker, database, address)) as stage:
-        yield stage
 
 
 def test_a_poison_event_parks_its_stream_only_and_keeps_its_last_good_records(stage: Stage) -> None:

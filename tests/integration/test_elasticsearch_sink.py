@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -23,11 +22,6 @@ from projectors.sinks.elasticsearch import (
 from projectors.sinks.elasticsearch_form import DOCUMENT_BYTES_MAX
 
 G = "g1"
-
-
-@pytest.fixture
-def projection() -> str:
-    return f"t{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture

@@ -20,12 +20,6 @@ from projectors.session import Session
 from tests.integration.reading import Stage, assert_equal_to_model, put, settings_of, staged, until
 
 
-@pytest.fixture
-def stage(database: str, address: Callable[[str], str]) -> Iterator[Stage]:
-    with staged(settings_of("local", database, address)) as stage:
-        yield stage
-
-
 def test_a_batch_behind_a_jump_is_not_passed_over_when_the_broker_cannot_be_asked(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

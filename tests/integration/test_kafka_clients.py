@@ -38,6 +38,15 @@ def topic() -> str:
     return f"t{uuid.uuid4().hex[:12]}.entity"
 
 
+@pytest.fixture
+def tight(bootstrap: str, topic: str) -> str:
+    """A topic that itself refuses more than 20,000 bytes; no client knows of it."""
+    how = {"num_partitions": 1, "replication_factor": 1, "configs": {"max.message.bytes": "20000"}}
+    with closing(KafkaAdminClient(bootstrap_servers=bootstrap)) as admin:
+        admin.create_topics({topic: how})
+    return topic
+
+
 def settings(bootstrap: str, client: str = "auto", **more) -> KafkaSettings:
     return KafkaSettings(bootstrap, client=client, **{"compression": "gzip", "session_timeout_s": 6.0} | more)
 
@@ -100,23 +109,18 @@ def test_commits_are_seen_by_kafkas_own_tools(bootstrap, topic, client) -> None:
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_what_a_topic_itself_refuses_is_refused_with_its_index(bootstrap, topic, client) -> None:
-    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
-    admin.create_topics(
-        {topic: {"num_partitions": 1, "replication_factor": 1, "configs": {"max.message.bytes": "20000"}}}
-    )
-    admin.close()
+def test_what_a_topic_itself_refuses_is_refused_with_its_index(bootstrap, tight, client) -> None:
     producer = open_kafka(settings(bootstrap, client, compression="none")).producer()
-    other = [Message(f"{topic}.other", f"k{i % 9}", f"{i}".encode()) for i in range(60)]
-    large = Message(topic, "a", b"x" * 100_000)
-    producer.publish([Message(topic, "a", b"x" * 10_000)])
+    other = [Message(f"{tight}.other", f"k{i % 9}", f"{i}".encode()) for i in range(60)]
+    large = Message(tight, "a", b"x" * 100_000)
+    producer.publish([Message(tight, "a", b"x" * 10_000)])
     with pytest.raises(MessageRefused) as refusal:
-        producer.publish([*other[:20], Message(topic, "a", b"0"), large, Message(topic, "a", b"1"), *other[20:]])
+        producer.publish([*other[:20], Message(tight, "a", b"0"), large, Message(tight, "a", b"1"), *other[20:]])
     assert refusal.value.index == 21
-    producer.publish([Message(topic, "a", b"1"), *other[20:]])
+    producer.publish([Message(tight, "a", b"1"), *other[20:]])
     broker = open_kafka(settings(bootstrap, client))
-    ends = sum(broker.ends([topic, f"{topic}.other"]).values())
-    consumer = broker.consumer(topic, [topic, f"{topic}.other"], earliest)
+    ends = sum(broker.ends([tight, f"{tight}.other"]).values())
+    consumer = broker.consumer(tight, [tight, f"{tight}.other"], earliest)
     found = by_key(collect(consumer, ends))
     consumer.close()
     assert first_times(found.pop("a"))[1:] == [b"0", b"1"]
@@ -137,14 +141,9 @@ class Waiting(Message):
 
 
 @pytest.fixture
-def narrow(bootstrap, topic, monkeypatch):
+def narrow(bootstrap, tight, monkeypatch):
     """A producer with little room, and a topic that takes less than it would send."""
     monkeypatch.setattr("outbox.broker.confluent_producer.QUEUE_KIB_MAX", 500)
-    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
-    admin.create_topics(
-        {topic: {"num_partitions": 1, "replication_factor": 1, "configs": {"max.message.bytes": "20000"}}}
-    )
-    admin.close()
     with closing(open_kafka(settings(bootstrap, "confluent", compression="none", linger_ms=1)).producer()) as producer:
         yield producer
 
@@ -168,27 +167,22 @@ def test_what_a_topic_itself_refuses_is_found_while_a_batch_is_handed_over(narro
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_what_a_topic_itself_refuses_is_undone_with_its_transaction_and_named(bootstrap, topic, client) -> None:
-    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
-    admin.create_topics(
-        {topic: {"num_partitions": 1, "replication_factor": 1, "configs": {"max.message.bytes": "20000"}}}
-    )
-    admin.close()
+def test_what_a_topic_itself_refuses_is_undone_with_its_transaction_and_named(bootstrap, tight, client) -> None:
     broker = open_kafka(settings(bootstrap, client, compression="none"))
-    one = broker.transactions(f"{topic}.__relay")
+    one = broker.transactions(f"{tight}.__relay")
     one.recover()
-    small = [Message(topic, "a", b"%d" % i + b"x" * 1_000) for i in range(60)]
-    one.publish(small, lambda places: b"more than one batch of the topic's takes")
-    batch = [*small[:33], Message(topic, "a", b"x" * 100_000), *small[33:]]
+    small = [Message(tight, "a", b"%d" % i + b"x" * 1_000) for i in range(60)]
+    one.publish(small, lambda places: b"more than one batch of the tight's takes")
+    batch = [*small[:33], Message(tight, "a", b"x" * 100_000), *small[33:]]
     for index in (33, 33):
         with pytest.raises(MessageRefused) as refusal:
             one.publish(batch, lambda places: b"never")
         assert refusal.value.index == index
-    one.publish([Message(topic, "b", b"last")], lambda places: b"last")
-    consumer = broker.consumer(topic, [topic], earliest)
+    one.publish([Message(tight, "b", b"last")], lambda places: b"last")
+    consumer = broker.consumer(tight, [tight], earliest)
     assert by_key(collect(consumer, 61)) == {"a": [m.value for m in small], "b": [b"last"]}
     consumer.close()
-    assert broker.transactions(f"{topic}.__relay").recover() == b"last"
+    assert broker.transactions(f"{tight}.__relay").recover() == b"last"
 
 
 @pytest.mark.parametrize("client", CLIENTS)

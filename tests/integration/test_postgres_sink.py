@@ -22,11 +22,6 @@ def dsn(address: Callable[[str], str]) -> str:
 
 
 @pytest.fixture
-def projection() -> str:
-    return f"t{uuid.uuid4().hex[:12]}"
-
-
-@pytest.fixture
 def sink(dsn: str, projection: str) -> Iterator[PostgresSink]:
     with open_sink(projection, {"dsn": dsn}) as sink:
         sink.prepare("g1")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import tracemalloc
+from functools import partial
 
 import psycopg
 import pytest
@@ -23,6 +23,7 @@ from outbox.log.read import (
     read_stream,
     version_of,
 )
+from tests.alongside import alongside
 from tests.integration.appending import event
 
 REGISTRY = default_registry()
@@ -189,28 +190,19 @@ def test_pages_of_a_large_log_use_an_index(large):
 
 def test_readers_beside_appenders_see_each_stream_without_gaps(database):
     """What is read may end anywhere, but it never skips within a stream that is read by version."""
-    stop = threading.Event()
 
-    def write(number):
+    def write(number, ended):
         with psycopg.connect(database) as connection:
-            while not stop.is_set():
+            while not ended.is_set():
                 append(connection, f"busy-{number}", [event(), event()])
                 connection.commit()
 
-    threads = [threading.Thread(target=write, args=(n,)) for n in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
-        with psycopg.connect(database, autocommit=True) as connection:
-            while min(version_of(connection, f"busy-{n}") for n in range(3)) < 100:
-                for n in range(3):
-                    versions = [e.version for e in read_stream(connection, f"busy-{n}", REGISTRY, page=10)]
-                    assert versions == list(range(1, len(versions) + 1))
-                found: dict[str, list[int]] = {}
-                for e in read_by_stream(connection, REGISTRY, categories=["busy"], page=10):
-                    found.setdefault(e.stream, []).append(e.version)
-                assert all(v == list(range(1, len(v) + 1)) for v in found.values())
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+    with alongside(*(partial(write, n) for n in range(3))), psycopg.connect(database, autocommit=True) as connection:
+        while min(version_of(connection, f"busy-{n}") for n in range(3)) < 100:
+            for n in range(3):
+                versions = [e.version for e in read_stream(connection, f"busy-{n}", REGISTRY, page=10)]
+                assert versions == list(range(1, len(versions) + 1))
+            found: dict[str, list[int]] = {}
+            for e in read_by_stream(connection, REGISTRY, categories=["busy"], page=10):
+                found.setdefault(e.stream, []).append(e.version)
+            assert all(v == list(range(1, len(v) + 1)) for v in found.values())

@@ -19,6 +19,7 @@ from outbox.log.append import append
 from outbox.settings import Projecting, load
 from projectors import ledger, operations
 from projectors.record import digest
+from tests.alongside import alongside
 from tests.faults.points import MARK, ORDER
 from tests.faults.processes import begin
 from tests.integration.reading import Stage, assert_equal_to_model, put, staged, until
@@ -116,34 +117,28 @@ def scene(store: str, database: str, address: Callable[[str], str], tmp_path: Pa
 @contextmanager
 def writing(scene: Scene) -> Iterator[None]:
     """A writer that goes on while the block does: changes, new streams, and keys that come and go."""
-    ended = threading.Event()
 
-    def write() -> None:
+    def write(ended: threading.Event) -> None:
         with connected(scene.stage.side.write.dsn) as connection:
             n = 0
             while not ended.wait(WRITE_EVERY_S):
                 n += 1
                 append(connection, f"thing-moving{n % 40}", put(a=n, **{f"k{n % 3}": n if n % 2 else None}))
 
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
+    with alongside(write):
         yield
-    finally:
-        ended.set()
-        writer.join()
 
 
 @contextmanager
 def watching(scene: Scene) -> Iterator[list[object]]:
     """What readers find all the while: through the product, by content, and past it, by the store's own alias."""
-    ended, seen = threading.Event(), list[object]()
+    seen: list[object] = []
     keys = [f"thing-lasting{n}#a" for n in range(LASTING)]
     wanted = {
         r.key: digest(r) for n in range(LASTING) for r in scene.stage.projection.records(f"thing-lasting{n}", {"a": n})
     }
 
-    def read() -> None:
+    def read(ended: threading.Event) -> None:
         with ExitStack() as stack:
             connection = stack.enter_context(connected(scene.stage.side.write.dsn))
             sink = stack.enter_context(scene.stage.side.open_sink(scene.projector))
@@ -156,19 +151,14 @@ def watching(scene: Scene) -> Iterator[list[object]]:
                 seen.append(found == wanted or sorted(wanted.items() - found.items()))
                 seen.append(ask() == LASTING)
 
-    def reading() -> None:
+    def reading(ended: threading.Event) -> None:
         try:
-            read()
+            read(ended)
         except BaseException as error:  # a reader that is refused has found a hole
             seen.append(error)
 
-    reader = threading.Thread(target=reading)
-    reader.start()
-    try:
+    with alongside(reading):
         yield seen
-    finally:
-        ended.set()
-        reader.join()
 
 
 @pytest.mark.parametrize(("store", "step"), CASES)

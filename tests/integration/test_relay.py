@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
 
 import pytest
 
@@ -16,30 +15,9 @@ from outbox.log.append import append
 from outbox.relay.parking import Parking
 from outbox.relay.relay import Relay, RelaySettings
 from tests.integration.appending import event
-from tests.relaying import Recorder, down, first_occurrences, lose_lease, until
+from tests.relaying import Recorder, down, first_occurrences, lose_lease, relaying, until
 
 QUICK = RelaySettings(lease_s=0.6, retry_s=0.02, page_min=10)
-
-
-@contextmanager
-def running(dsn, broker, settings=QUICK):
-    stop, failed = threading.Event(), []
-
-    def run():
-        try:
-            Relay(dsn, lambda: broker, settings).run(stop)
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield thread
-    finally:
-        stop.set()
-        thread.join(20)
-    assert not thread.is_alive()
-    assert failed == []
 
 
 def holder(producer):
@@ -48,22 +26,22 @@ def holder(producer):
 
 def test_a_running_relay_publishes_what_is_committed(database, producer):
     recorder = Recorder()
-    with running(database, recorder):
+    with relaying(database, recorder, QUICK):
         for n in range(30):
             append(producer, "order-1", event(), expected=n)
             until(lambda n=n: len(recorder.messages) == n + 1)
 
 
 def test_a_relay_stopped_lets_the_next_one_in_at_once(database, producer):
-    with running(database, Recorder(), RelaySettings(lease_s=3600)):
+    with relaying(database, Recorder(), RelaySettings(lease_s=3600)):
         until(lambda: holder(producer))
     assert holder(producer) is None
 
 
 def test_only_one_of_several_leads_and_a_stand_by_follows(database, producer):
     recorder = Recorder()
-    with running(database, recorder):
-        with running(database, recorder):
+    with relaying(database, recorder, QUICK):
+        with relaying(database, recorder, QUICK):
             first = until(lambda: holder(producer))
             append(producer, "order-1", [event() for _ in range(20)])
             until(lambda: len(recorder.messages) == 20)
@@ -87,10 +65,10 @@ def test_a_leader_halted_in_the_midst_of_its_transaction_holds_nobody_up(databas
     recorder = Recorder()
     recorder.refuse = {"order-2"}
     append(producer, "order-2", event())
-    with running(database, recorder):
+    with relaying(database, recorder, QUICK):
         assert halted.wait(20)
         lose_lease(producer)
-        with running(database, recorder):
+        with relaying(database, recorder, QUICK):
             append(producer, "order-1", event())
             try:
                 until(lambda: recorder.versions("order-1") == [1])
@@ -108,7 +86,7 @@ def test_the_relay_goes_on_when_the_broker_comes_back(database, producer):
 
     recorder.fault = fault
     append(producer, "order-1", [event() for _ in range(25)])
-    with running(database, recorder):
+    with relaying(database, recorder, QUICK):
         until(refused.is_set)
         recorder.fault = lambda messages: None
         until(lambda: len(recorder.messages) >= 25)
@@ -117,7 +95,7 @@ def test_the_relay_goes_on_when_the_broker_comes_back(database, producer):
 
 def test_the_relay_goes_on_by_itself_when_postgres_ends_its_connections(database, producer):
     recorder = Recorder()
-    with running(database, recorder):
+    with relaying(database, recorder, QUICK):
         for round_ in range(5):
             append(producer, "order-1", [event() for _ in range(100)])
             until(lambda round_=round_: len(recorder.messages) > round_ * 100)
@@ -134,7 +112,7 @@ def test_a_relay_that_cannot_connect_or_finds_no_tables_waits_and_says_so(empty_
     from outbox.log.migrate import migrate
 
     recorder = Recorder()
-    with running(empty_database, recorder), connected(empty_database) as connection:
+    with relaying(empty_database, recorder, QUICK), connected(empty_database) as connection:
         until(lambda: "outbox migrate" in capsys.readouterr().out)
         migrate(connection)
         append(connection, "order-1", event())

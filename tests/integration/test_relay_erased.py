@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -78,26 +79,29 @@ def note_of(connection, parked):
     (here,) = connection.execute("SELECT pg_current_snapshot()::text").fetchone()
     cursor = Cursor(Snapshot(here), Snapshot(here))
     place = {TopicPartition("outbox.order", 0): 0}
-    return Note(str(identity.log_id), identity.timeline_now, 1, cursor, place, parked).encode()
+    return Note(str(identity.log_id), identity.timeline_now, 1, cursor, place, parked)
+
+
+def recover_behind_an_erasure(database, connection, note):
+    """A leader dies behind the broker's commit, what its note speaks of is erased, and the next leader recovers."""
+    settings = RelaySettings(delivery="exactly_once")
+    lease = take(connection, settings.name, "test", 60.0)
+    with closing(LocalBroker(database)) as broker:
+        with closing(broker.transactions(settings.transactions)) as dead:
+            recover(connection, dead, lease, settings, lambda: None)
+            written = note().encode()
+            dead.publish([], lambda places: written)
+        erase(connection, "order-1")
+        with closing(broker.transactions(settings.transactions)) as successor:
+            recover(connection, successor, lease, settings, lambda: None)
 
 
 def test_a_row_to_park_by_the_brokers_note_may_be_erased_meanwhile(database, producer):
-    broker, settings = LocalBroker(database), RelaySettings(delivery="exactly_once")
     append(producer, "order-1", event())
     (seq,) = producer.execute("SELECT seq FROM outbox.outbox").fetchone()
-    lease = take(producer, settings.name, "test", 60.0)
-    transactions = broker.transactions(settings.transactions)
-    recover(producer, transactions, lease, settings, lambda: None)
-    note = note_of(producer, parked=[(seq, "too large")])
-    transactions.publish([], lambda places: note)
-    transactions.close()
-    erase(producer, "order-1")
-    again = broker.transactions(settings.transactions)
-    recover(producer, again, lease, settings, lambda: None)
+    recover_behind_an_erasure(database, producer, lambda: note_of(producer, parked=[(seq, "too large")]))
     assert parked(producer) == []
     assert producer.execute("SELECT step FROM outbox.relay_cursor").fetchone() == (1,)
-    again.close()
-    broker.close()
 
 
 def test_an_event_erased_before_the_map_had_it_is_none_that_the_log_lost(database, producer, recorder):
@@ -112,18 +116,7 @@ def test_an_event_erased_before_the_map_had_it_is_none_that_the_log_lost(databas
 
 
 def test_an_event_that_is_in_the_brokers_note_may_be_erased_meanwhile(database, producer):
-    broker, settings = LocalBroker(database), RelaySettings(delivery="exactly_once")
     append(producer, "order-1", event())
     (id_,) = producer.execute("SELECT id::text FROM outbox.event").fetchone()
-    lease = take(producer, settings.name, "test", 60.0)
-    transactions = broker.transactions(settings.transactions)
-    recover(producer, transactions, lease, settings, lambda: None)
-    note = replace(Note.decode(note_of(producer, parked=[])), events=[id_]).encode()
-    transactions.publish([], lambda places: note)
-    transactions.close()
-    erase(producer, "order-1")
-    again = broker.transactions(settings.transactions)
-    recover(producer, again, lease, settings, lambda: None)
+    recover_behind_an_erasure(database, producer, lambda: replace(note_of(producer, parked=[]), events=[id_]))
     assert producer.execute("SELECT step FROM outbox.relay_cursor").fetchone() == (1,)
-    again.close()
-    broker.close()

@@ -103,32 +103,32 @@ def test_a_parked_key_is_published_in_order_once_somebody_asks(database, produce
     assert parked(producer) == []
 
 
-def test_a_row_refused_again_stays_and_waits_to_be_asked_again(database, producer, recorder, eager):
+@pytest.fixture
+def refused_again(database, producer, recorder, eager):
+    """A leader that has parked two events of one stream, was asked to try them again, and was refused once more."""
     recorder.refuse = {"order-1"}
     append(producer, "order-1", [event(), event()])
     with leading(database, recorder) as leader:
         drain(leader)
         retry(producer, "outbox.order", "order-1")
         drain(leader)
+        yield leader
+
+
+def test_a_row_refused_again_stays_and_waits_to_be_asked_again(refused_again, producer):
     assert [(p.retry, p.reason) for p in parked(producer)] == [
         (False, "order-1 is too large"),
         (False, "waits behind an earlier row of its key"),
     ]
 
 
-def test_what_comes_behind_a_row_refused_again_waits_too(database, producer, recorder, eager):
-    recorder.refuse = {"order-1"}
-    append(producer, "order-1", [event(), event()])
-    with leading(database, recorder) as leader:
-        drain(leader)
-        retry(producer, "outbox.order", "order-1")
-        drain(leader)
-        recorder.refuse = set()
-        append(producer, "order-1", event())
-        drain(leader)
-        assert recorder.messages == [], "it would overtake what is parked"
-        retry(producer, "outbox.order", "order-1")
-        drain(leader)
+def test_what_comes_behind_a_row_refused_again_waits_too(refused_again, producer, recorder):
+    recorder.refuse = set()
+    append(producer, "order-1", event())
+    drain(refused_again)
+    assert recorder.messages == [], "it would overtake what is parked"
+    retry(producer, "outbox.order", "order-1")
+    drain(refused_again)
     assert recorder.versions("order-1") == [1, 2, 3]
 
 

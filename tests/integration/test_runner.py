@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-
-import pytest
+from collections.abc import Callable
 
 from outbox.settings import Projecting
 from projectors import ledger
@@ -20,12 +18,6 @@ from tests.integration.reading import (
 )
 
 pytestmark = every_broker
-
-
-@pytest.fixture
-def stage(broker: str, database: str, address: Callable[[str], str]) -> Iterator[Stage]:
-    with staged(settings_of(broker, database, address)) as stage:
-        yield stage
 
 
 def some_events(stage: Stage, seed: int, number: int, streams: int = 12) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event as Flag
 
@@ -18,18 +18,10 @@ from tests.integration.reading import (
     assert_equal_to_model,
     every_broker,
     put,
-    settings_of,
-    staged,
     until,
 )
 
 pytestmark = every_broker
-
-
-@pytest.fixture
-def stage(broker: str, database: str, address: Callable[[str], str]) -> Iterator[Stage]:
-    with staged(settings_of(broker, database, address)) as stage:
-        yield stage
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -11,6 +12,7 @@ from outbox.database import connected
 from outbox.log.append import append
 from projectors import ledger, operations, verify
 from projectors.wiring import Running
+from tests.alongside import alongside
 from tests.integration.reading import Stage, assert_equal_to_model, bad, put, settings_of, staged, until
 
 TABLE = 'outbox_rows."rows:g1"'
@@ -116,9 +118,8 @@ def test_parked_streams_are_left_out(stage: Stage) -> None:
 
 def test_a_store_is_clean_while_writers_go_on(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "SETTLE_S", 30.0)
-    ended = threading.Event()
 
-    def write(seed: int) -> None:
+    def write(seed: int, ended: threading.Event) -> None:
         with connected(stage.side.write.dsn) as connection:
             n = seed
             while not ended.wait(0.002):
@@ -127,18 +128,10 @@ def test_a_store_is_clean_while_writers_go_on(stage: Stage, monkeypatch: pytest.
                 append(connection, "thing-hot", put(a=n, **{f"k{n % 5}": n if n % 2 else None}))
                 append(connection, f"thing-{n % 300}", put(b=n))
 
-    writers = [threading.Thread(target=write, args=(seed,)) for seed in (1_000, 900_000)]
-    with stage.running():
-        for writer in writers:
-            writer.start()
-        try:
-            reports = [stage.verify() for _ in range(5)]
-            tamper(stage, "UPDATE {table} SET body = '{{\"value\": 0}}' WHERE key = 'thing-299#a'")
-            tampered = stage.verify()
-        finally:
-            ended.set()
-            for writer in writers:
-                writer.join()
+    with stage.running(), alongside(partial(write, 1_000), partial(write, 900_000)):
+        reports = [stage.verify() for _ in range(5)]
+        tamper(stage, "UPDATE {table} SET body = '{{\"value\": 0}}' WHERE key = 'thing-299#a'")
+        tampered = stage.verify()
     assert [r.differences for r in reports] == [[]] * 5
     assert [(d.key, d.kind) for d in tampered.differences] == [("thing-299#a", "different")]
 

@@ -16,6 +16,7 @@ from projectors.record import Change, Row, Stored
 from projectors.resilience import Wrapped
 from projectors.sinks.postgres import PostgresSink
 from projectors.verify import Report
+from tests.alongside import alongside
 from tests.integration.reading import Stage, assert_equal_to_model, bad, put, settings_of, staged
 
 TABLE = 'outbox_rows."rows:g1"'
@@ -191,9 +192,8 @@ def test_parked_streams_are_left_out_and_cost_no_reading(stage: Stage) -> None:
 
 def test_a_store_is_clean_to_a_quick_look_while_writers_go_on(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "SETTLE_S", 30.0)
-    ended = threading.Event()
 
-    def write() -> None:
+    def write(ended: threading.Event) -> None:
         with connected(stage.side.write.dsn) as connection:
             n = 1_000
             while not ended.wait(0.005):
@@ -201,15 +201,9 @@ def test_a_store_is_clean_to_a_quick_look_while_writers_go_on(stage: Stage, monk
                 append(connection, "thing-hot", put(a=n, **{f"k{n % 5}": n if n % 2 else None}))
                 append(connection, f"thing-{n % 300}", put(b=n))
 
-    writer = threading.Thread(target=write)
-    with stage.running():
-        writer.start()
-        try:
-            reports = [quick(stage) for _ in range(4)]
-            tamper(stage, "DELETE FROM {table} WHERE key = 'thing-399#a'")
-            tampered = quick(stage)
-        finally:
-            ended.set()
-            writer.join()
+    with stage.running(), alongside(write):
+        reports = [quick(stage) for _ in range(4)]
+        tamper(stage, "DELETE FROM {table} WHERE key = 'thing-399#a'")
+        tampered = quick(stage)
     assert [found(r) for r in reports] == [{}] * 4
     assert found(tampered) == {"thing-399#a": "missing"}

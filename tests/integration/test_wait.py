@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,12 +19,6 @@ from projectors.wiring import Running
 from tests.integration.reading import Stage, assert_equal_to_model, put, settings_of, staged
 
 every_broker = pytest.mark.parametrize("broker", ["local", "kafka-confluent"])
-
-
-@pytest.fixture
-def stage(broker: str, database: str, address: Callable[[str], str]) -> Iterator[Stage]:
-    with staged(settings_of(broker, database, address)) as stage:
-        yield stage
 
 
 @every_broker

@@ -12,7 +12,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import psycopg
 import pytest
@@ -24,6 +26,7 @@ from outbox.relay.cursor import Cursor
 from outbox.relay.poll import Page
 from outbox.relay.rows import COLUMNS, outbox_row
 from outbox.relay.settings import RelaySettings
+from tests.alongside import alongside
 from tests.integration.appending import event
 from tests.relaying import Recorder, drain, leading, step_until, without_slots
 
@@ -69,19 +72,17 @@ class Storm:
     dsn: str
     seed: int
     long_s: float | None = None
-    ended: threading.Event = field(default_factory=threading.Event)
     plain: list[list[str]] = field(default_factory=list)
 
-    def threads(self) -> list[threading.Thread]:
-        writers = [threading.Thread(target=self._write, args=(n,)) for n in range(WRITERS)]
-        return [*writers, threading.Thread(target=self._write_long)]
+    def raging(self) -> AbstractContextManager[None]:
+        return alongside(*(partial(self._write, n) for n in range(WRITERS)), self._write_long)
 
-    def _write(self, number: int) -> None:
+    def _write(self, number: int, ended: threading.Event) -> None:
         dice = random.Random(self.seed * 31 + number)
         sent: list[str] = []
         self.plain.append(sent)
         with psycopg.connect(self.dsn) as connection:
-            while not self.ended.is_set():
+            while not ended.is_set():
                 pending = self._transaction(connection, dice, f"plain-{number}", len(sent))
                 if dice.random() < 0.2:
                     connection.rollback()
@@ -101,11 +102,11 @@ class Storm:
                 time.sleep(dice.random() * 0.01)  # a transaction that takes its time, not a wait for something
         return pending
 
-    def _write_long(self) -> None:
+    def _write_long(self, ended: threading.Event) -> None:
         """One transaction that begins first and ends last, on a stream of its own."""
         with psycopg.connect(self.dsn) as connection:
             n, commit_at = 0, time.monotonic() + (self.long_s or 3600)
-            while not self.ended.wait(0.1):
+            while not ended.wait(0.1):
                 append(connection, "long-1", event(), expected=n)
                 n += 1
                 if time.monotonic() > commit_at:
@@ -125,18 +126,11 @@ def weather(
     of something."""
     storm, recorder, dice = Storm(dsn, seed, long_s), Recorder(), random.Random(seed)
     stream_first(dsn, recorder, terms)
-    threads = storm.threads()
-    for thread in threads:
-        thread.start()
-    try:
+    with storm.raging():
         until, n = time.monotonic() + SECONDS, 0
         while time.monotonic() < until:
             term(dsn, recorder, terms[n % len(terms)], engine, min(until, time.monotonic() + dice.random()))
             n += 1
-    finally:
-        storm.ended.set()
-        for thread in threads:
-            thread.join()
     with leading(dsn, recorder, terms[-1], engine=engine) as leader:
         finish(leader, storm, recorder)
     return storm, recorder

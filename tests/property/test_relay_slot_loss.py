@@ -2,54 +2,22 @@
 
 from __future__ import annotations
 
-import threading
-from contextlib import contextmanager
 from dataclasses import replace
 
 import psycopg
 
-from outbox.relay.relay import Relay
 from tests.property.test_relay_order import CDC, SEED, Storm, check, finish
-from tests.relaying import Recorder, drop_slots, leading, until, without_slots
+from tests.relaying import STREAMING, Recorder, drop_slots, leading, relaying, until, without_slots
 
 DROPS = 20
-STREAMING = """
-SELECT 1 FROM pg_replication_slots JOIN pg_stat_replication ON pid = active_pid
-WHERE database = current_database() AND state = 'streaming'
-"""
 QUICK = replace(CDC, lease_s=1.0, retry_s=0.005)
-
-
-@contextmanager
-def storming(storm):
-    threads = storm.threads()
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        storm.ended.set()
-        for thread in threads:
-            thread.join()
-
-
-@contextmanager
-def relaying(dsn, recorder, settings):
-    stop = threading.Event()
-    thread = threading.Thread(target=lambda: Relay(dsn, lambda: recorder, settings).run(stop))
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def test_slots_dropped_twenty_times_under_load_lose_and_invert_nothing(database):
     print(f"OUTBOX_TEST_SEED={SEED}")
     storm, recorder = Storm(database, SEED, long_s=0.3), Recorder()
     with without_slots(database), psycopg.connect(database, autocommit=True) as operator:
-        with storming(storm), relaying(database, recorder, QUICK):
+        with storm.raging(), relaying(database, recorder, QUICK):
             dropped = 0
             while dropped < DROPS:
                 until(lambda: operator.execute(STREAMING).fetchone(), 60)
@@ -63,7 +31,7 @@ def test_engines_changed_from_term_to_term_under_load_lose_and_invert_nothing(da
     """As a deployment does: the old process is still running when the new one, with the other engine, takes over."""
     print(f"OUTBOX_TEST_SEED={SEED}")
     storm, recorder = Storm(database, SEED, long_s=0.2), Recorder()
-    with psycopg.connect(database, autocommit=True) as looking, without_slots(database), storming(storm):
+    with psycopg.connect(database, autocommit=True) as looking, without_slots(database), storm.raging():
         for n in range(12):
             with relaying(database, recorder, QUICK if n % 2 else replace(QUICK, engine="poll")):
                 if n % 2:

@@ -4,9 +4,9 @@ import enum
 import io
 import json
 import math
-import threading
 import types
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 
@@ -367,20 +367,13 @@ def test_bytes_left_over_are_refused(registry):
 
 
 def test_threads_share_one_registry(registry):
-    wrong = []
-
     def work(number):
         for i in range(200):
             data = {**UPSERTED, "name": f"{number}-{i}"}
-            if registry.decode("entity.upserted", registry.encode("entity.upserted", data)) != data:
-                wrong.append((number, i))
+            assert registry.decode("entity.upserted", registry.encode("entity.upserted", data)) == data
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
 
 
 def test_a_type_of_ones_own_that_is_unknown_says_where_schemas_come_from():

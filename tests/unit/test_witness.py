@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -60,23 +60,16 @@ def test_a_mark_outlives_the_process(tmp_path: Path) -> None:
 
 
 def test_a_projector_and_its_replacement_may_write_their_marks_at_the_same_moment(tmp_path: Path) -> None:
-    path, failed = tmp_path / "rows.json", list[BaseException]()
+    path = tmp_path / "rows.json"
 
-    def write() -> None:
-        try:
-            for n in range(300):
-                witness = Witness(path)
-                witness.note("db", LOG, [delivery(n)])
-                witness.keep()
-        except OSError as error:
-            failed.append(error)
+    def write(_: int) -> None:
+        for n in range(300):
+            witness = Witness(path)
+            witness.note("db", LOG, [delivery(n)])
+            witness.keep()
 
-    writers = [threading.Thread(target=write) for _ in range(4)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    assert not failed
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
     assert [p.name for p in tmp_path.iterdir()] == ["rows.json"]
 
 

@@ -22,6 +22,16 @@ def _rest(run: Run, least_s: float, most_s: float) -> None:
     threading.Event().wait(run.source.uniform(least_s, most_s))
 
 
+def _frozen(run: Run, name: str, most_s: float) -> None:
+    run.begin()
+    run.appended(run.source.randrange(20, 120))
+    server = run.servers.service(name)
+    server.pause()
+    _rest(run, 1, most_s)
+    server.resume()
+    run.over()
+
+
 @fault("PostgreSQL: postmaster killed", alone=True, bound_s=60)
 def _postmaster(run: Run) -> None:
     run.begin()
@@ -40,13 +50,7 @@ def _postmaster_cdc(run: Run) -> None:
 
 @fault("PostgreSQL: frozen", alone=True, bound_s=60)
 def _frozen_postgres(run: Run) -> None:
-    run.begin()
-    run.appended(run.source.randrange(20, 120))
-    server = run.servers.service("postgres")
-    server.pause()
-    _rest(run, 1, 5)
-    server.resume()
-    run.over()
+    _frozen(run, "postgres", 5)
     run.appended(40, 60)
 
 
@@ -129,10 +133,4 @@ def _kafka_restarted(run: Run) -> None:
 
 @fault("Kafka: frozen", broker="kafka", alone=True, bound_s=90, cheap=False)
 def _kafka_frozen(run: Run) -> None:
-    run.begin()
-    run.appended(run.source.randrange(20, 120))
-    server = run.servers.service("kafka")
-    server.pause()
-    _rest(run, 1, 8)
-    server.resume()
-    run.over()
+    _frozen(run, "kafka", 8)
