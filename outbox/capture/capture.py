@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import psycopg
 
@@ -145,22 +146,19 @@ class Capture:
             return lease is not None and self._lead(connection, lease, stop, drain=drain)
 
     def _lead(self, connection: Connection, lease: Lease, stop: threading.Event, *, drain: bool) -> bool:
-        standing = registered.begin(connection, self._settings.name, lease.epoch)
-        if standing is None:
-            try:
+        with ExitStack() as stack:
+            stack.callback(lease.release, connection)  # behind the end of its keeper, which would renew it once more
+            standing = registered.begin(connection, self._settings.name, lease.epoch)
+            if standing is None:
                 return self._without_tables(connection, lease)
-            finally:
-                lease.release(connection)
-        log.info("leading", capture=standing.name, epoch=standing.epoch)
-        with leading(self._dsn) as writing, Keeper(self._dsn, lease) as keeper:
+            log.info("leading", capture=standing.name, epoch=standing.epoch)
+            writing = stack.enter_context(leading(self._dsn))
+            keeper = stack.enter_context(Keeper(self._dsn, lease))
             leader = Leader(
                 writing, self._source_dsn, self._registry, self._settings, standing, keeper.check, stop, self._tell,
                 self.counts,
             )  # fmt: skip
-            try:
-                return leader.run(drain=drain)
-            finally:
-                lease.release(connection)
+            return leader.run(drain=drain)
 
     def _without_tables(self, connection: Connection, lease: Lease) -> bool:
         """Whether that is an end, as all tables were let go meanwhile; else raise what it is."""
