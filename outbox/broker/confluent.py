@@ -15,9 +15,9 @@ from outbox.broker.confluent_transactions import ConfluentClient
 from outbox.broker.librdkafka import load_library, opened, refused, unavailable
 from outbox.broker.protocol import Consumer, Producer, Range, Start, TopicPartition, Transactions
 from outbox.broker.settings import KafkaSettings
-from outbox.broker.topics import TopicRefused, Topics
+from outbox.broker.topics import TopicRefused, Topics, for_a_consumer
 from outbox.broker.transactions import NOTES_CONFIG, KafkaTransactions
-from outbox.errors import BrokerError, BrokerUnavailable
+from outbox.errors import BrokerUnavailable
 
 log: Final = logging.getLogger("outbox.broker.librdkafka")
 """Where librdkafka writes. It would print to standard error by itself."""
@@ -66,10 +66,8 @@ class ConfluentBroker:
     def consumer(self, group: str, topics: Sequence[str], start: Start) -> Consumer:
         """A member of ``group``. Raises :class:`~outbox.errors.BrokerUnavailable` or, for a topic that can
         never be made, :class:`~outbox.errors.BrokerError`."""
-        try:
+        with for_a_consumer():
             self._topics.ensure(topics)
-        except TopicRefused as error:
-            raise BrokerError(str(error)) from error
         return ConfluentConsumer(self._library, self._options(), self._settings, group, topics, start)
 
     def ends(self, topics: Sequence[str]) -> Mapping[TopicPartition, int]:

@@ -15,9 +15,9 @@ from outbox.broker.kafka_python_producer import KafkaPythonProducer
 from outbox.broker.kafka_python_transactions import KafkaPythonClient
 from outbox.broker.protocol import Consumer, Producer, Range, Start, TopicPartition, Transactions
 from outbox.broker.settings import KafkaSettings
-from outbox.broker.topics import TopicRefused, Topics
+from outbox.broker.topics import TopicRefused, Topics, for_a_consumer
 from outbox.broker.transactions import NOTES_CONFIG, KafkaTransactions
-from outbox.errors import BrokerError, OutboxError
+from outbox.errors import OutboxError
 
 
 class KafkaPythonBroker:
@@ -41,10 +41,8 @@ class KafkaPythonBroker:
     def consumer(self, group: str, topics: Sequence[str], start: Start) -> Consumer:
         """A member of ``group``. Raises :class:`~outbox.errors.BrokerUnavailable` or, for a topic that can
         never be made, :class:`~outbox.errors.BrokerError`."""
-        try:
+        with for_a_consumer():
             self._topics.ensure(topics)
-        except TopicRefused as error:
-            raise BrokerError(str(error)) from error
         return KafkaPythonConsumer(self._settings, group, topics, start)
 
     def ends(self, topics: Sequence[str]) -> Mapping[TopicPartition, int]:

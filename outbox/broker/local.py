@@ -14,8 +14,7 @@ from outbox.broker.local_topics import ends, ensure_topics, ranges
 from outbox.broker.local_transactions import LocalTransactions, impatient
 from outbox.broker.local_trim import trim
 from outbox.broker.protocol import Consumer, Producer, Range, Start, TopicPartition, Transactions
-from outbox.broker.topics import TopicRefused
-from outbox.errors import BrokerError
+from outbox.broker.topics import for_a_consumer
 
 
 class LocalBroker:
@@ -46,11 +45,8 @@ class LocalBroker:
         """
         wanted = list(dict.fromkeys(topics))
         membership = Membership(group, wanted, self._settings.lease_s)
-        try:
-            with self._link.use() as connection:
-                ensure_topics(connection, wanted, self._settings.partitions)
-        except TopicRefused as error:
-            raise BrokerError(str(error)) from error
+        with for_a_consumer(), self._link.use() as connection:
+            ensure_topics(connection, wanted, self._settings.partitions)
         link = Link(self._dsn, self._settings, listening)
         return LocalConsumer(link, self._pulse, self._settings, membership, start)
 

@@ -1,14 +1,15 @@
-"""What both Kafka clients share about topics: which exist, and which partition a key belongs to."""
+"""What brokers share about topics: which exist, which partition a key belongs to, and what a refused one is."""
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from outbox.broker.protocol import Outgoing
-from outbox.errors import BrokerUnavailable, MessageRefused, OutboxError
+from outbox.errors import BrokerError, BrokerUnavailable, MessageRefused, OutboxError
 
 TOPICS_KNOWN_MAX: Final = 10_000
 """Beyond this the topics longest unused are asked for again."""
@@ -77,6 +78,15 @@ class Topics:
             raise BrokerUnavailable(f"topic {topic!r} was made but cannot be seen yet")
         self._known.move_to_end(topic)
         return self._known[topic]
+
+
+@contextmanager
+def for_a_consumer() -> Iterator[None]:
+    """A refused topic is a :class:`~outbox.errors.BrokerError` there: it has no message that could be parked."""
+    try:
+        yield
+    except TopicRefused as error:
+        raise BrokerError(str(error)) from error
 
 
 def first_refused(messages: Sequence[Outgoing], refused: TopicRefused) -> MessageRefused:

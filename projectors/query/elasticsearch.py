@@ -12,8 +12,7 @@ from typing import Any, Final
 
 from elasticsearch import Elasticsearch
 
-from outbox.errors import StoreError, StoreUnavailable
-from projectors.query.protocol import Hit
+from projectors.query.protocol import Hit, answering
 from projectors.sinks.elasticsearch import index_name
 from projectors.sinks.elasticsearch_client import connect, parse, translated
 from projectors.sinks.elasticsearch_form import LIVE
@@ -52,22 +51,17 @@ class ElasticsearchReader:
         return [_hit(found) for found in self._search(generation, words, min(limit, HITS_MAX))]
 
     def _search(self, generation: str, words: str, limit: int) -> Sequence[Mapping[str, Any]]:
-        try:
-            with translated(f"search {self._projection}"):
-                answer = self._client.search(
-                    index=index_name(self._projection, generation),
-                    query=_query(words),
-                    sort=["_score", "key"],
-                    size=limit,
-                    source_includes=["key", "kind", "title", "properties"],
-                    highlight=_SNIPPET,
-                    track_total_hits=False,
-                    allow_partial_search_results=False,
-                )
-        except StoreUnavailable:
-            raise
-        except StoreError as error:
-            raise StoreUnavailable(str(error)) from error
+        with answering(), translated(f"search {self._projection}"):
+            answer = self._client.search(
+                index=index_name(self._projection, generation),
+                query=_query(words),
+                sort=["_score", "key"],
+                size=limit,
+                source_includes=["key", "kind", "title", "properties"],
+                highlight=_SNIPPET,
+                track_total_hits=False,
+                allow_partial_search_results=False,
+            )
         hits: Sequence[Mapping[str, Any]] = answer["hits"]["hits"]
         return hits
 

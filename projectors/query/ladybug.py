@@ -14,8 +14,7 @@ from typing import Any, Final
 
 import orjson
 
-from outbox.errors import StoreError, StoreUnavailable
-from projectors.query.protocol import DEPTH_MAX, Direction, Hit, Neighbour, Path
+from projectors.query.protocol import DEPTH_MAX, Direction, Hit, Neighbour, Path, answering
 from projectors.query.shortest import Link, Search
 from projectors.record import storable
 from projectors.sinks.ladybug_graph import Session, open_session
@@ -88,14 +87,8 @@ class LadybugReader:
         return ((other, edge) for other, edge in self._rows(_LINKS, generation, ROWS_MAX, key=key))
 
     def _rows(self, template: str, generation: str, limit: int, **parameters: Any) -> list[list[Any]]:
-        """The answer's rows. Whatever fails here is the store's failing, not a record's."""
-        try:
-            with self._lock:
-                return self._session.rows(template, generation, min(limit, ROWS_MAX), **parameters)
-        except StoreUnavailable:
-            raise
-        except StoreError as error:
-            raise StoreUnavailable(str(error)) from error
+        with answering(), self._lock:
+            return self._session.rows(template, generation, min(limit, ROWS_MAX), **parameters)
 
 
 @contextmanager

@@ -13,8 +13,7 @@ from typing import Any, Final
 import neo4j
 from neo4j.exceptions import DriverError, Neo4jError
 
-from outbox.errors import StoreError, StoreUnavailable
-from projectors.query.protocol import DEPTH_MAX, Direction, Hit, Neighbour, Path
+from projectors.query.protocol import DEPTH_MAX, Direction, Hit, Neighbour, Path, answering
 from projectors.record import storable
 from projectors.sinks.neo4j_form import NAME_LENGTH_MAX, rebuilt
 from projectors.sinks.neo4j_session import Connection, cypher, label_of, parse
@@ -112,7 +111,7 @@ class Neo4jReader:
         return sorted(hits, key=lambda hit: -hit.score)[:limit]  # no order of the parts of a UNION ALL is promised
 
     def _read(self, generation: str, statement: str, **parameters: Any) -> list[dict[str, Any]]:
-        """The answer's rows. Whatever fails here is the store's failing, not a record's.
+        """The answer's rows.
 
         Asked in one message; in a transaction of its own, which takes three and is tried again, if that fails by what
         may pass (a connection that the server has closed since).
@@ -120,7 +119,7 @@ class Neo4jReader:
         label = label_of(self._projection, generation)
         text = cypher(statement, label)
         timeout_s = self._connection.settings.timeout_s
-        try:
+        with answering():
             with self._connection.session("read") as session:
                 try:
                     rows = [row.data() for row in session.run(neo4j.Query(text, timeout=timeout_s), parameters)]
@@ -131,10 +130,6 @@ class Neo4jReader:
             if not rows:
                 self._connection.check_prepared(label)
             return rows
-        except StoreUnavailable:
-            raise
-        except StoreError as error:
-            raise StoreUnavailable(str(error)) from error
 
 
 def _rows(tx: neo4j.ManagedTransaction, text: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -8,9 +8,12 @@ All raise :class:`~outbox.errors.StoreUnavailable` when the store cannot answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+
+from outbox.errors import StoreError, StoreUnavailable
 
 Direction = Literal["out", "in", "both"]
 
@@ -50,6 +53,17 @@ class Path:
     nodes: tuple[str, ...]
     edges: tuple[str, ...]
     store: str
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Whatever fails while a store is asked is the store's failing, not a record's: ``StoreUnavailable``."""
+    try:
+        yield
+    except StoreUnavailable:
+        raise
+    except StoreError as error:
+        raise StoreUnavailable(str(error)) from error
 
 
 class SemanticReader(Protocol):

@@ -12,8 +12,7 @@ from typing import Any, Final
 
 import tantivy
 
-from outbox.errors import StoreError, StoreUnavailable
-from projectors.query.protocol import Hit
+from projectors.query.protocol import Hit, answering
 from projectors.sinks.tantivy import rebuilt
 from projectors.sinks.tantivy_shelf import Shelf, open_shelf, schema, told_apart
 
@@ -60,13 +59,8 @@ class TantivyReader:
         return sorted(hits, key=lambda hit: (-hit.score, hit.key))
 
     def _searcher(self, generation: str) -> Any:
-        """Whatever fails here is the store's failing, not a record's."""
-        try:
+        with answering():
             return self._shelf.index(self._projection, generation).searcher()
-        except StoreUnavailable:
-            raise
-        except StoreError as error:
-            raise StoreUnavailable(str(error)) from error
 
 
 @contextmanager
