@@ -50,19 +50,21 @@ def decoded(source: bytes) -> str:
     return io.TextIOWrapper(io.BytesIO(source), encoding, newline=None).read()
 
 
-def _named(table: symtable.SymbolTable, prefix: str):
+def _named(table: symtable.SymbolTable, prefix: str, owner: symtable.SymbolTable | None = None):
+    """``owner``: the scope in which it stands, if that is another; what has type parameters is in a table of theirs."""
+    owner = owner or table
     for child in table.get_children():
         if child.get_type() == "class" or _is_def(child):
             name = child.get_name()
-            is_global = table.get_type() != "module" and _declared_global(table, name)
+            is_global = owner.get_type() != "module" and _declared_global(owner, name)
             qualname = name if is_global else prefix + name
-            in_class = table.get_type() == "class" and not is_global
+            in_class = owner.get_type() == "class" and not is_global
             kind = "class" if child.get_type() == "class" else "method" if in_class else "function"
             yield qualname, kind
             inner = "." if kind == "class" else ".<locals>."
             yield from _named(child, qualname + inner)
         else:
-            yield from _named(child, prefix)
+            yield from _named(child, prefix, owner)
 
 
 def _is_def(table: symtable.SymbolTable) -> bool:
