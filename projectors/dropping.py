@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from outbox.database import Connection, first_line
@@ -11,9 +10,7 @@ from outbox.logs import logger
 from projectors import ledger
 from projectors.ledger import Generation
 from projectors.pipeline import Plan
-from projectors.placement import is_in
 from projectors.session import Stations
-from projectors.sinks.protocol import Sink
 
 log = logger("outbox.rebuild")
 
@@ -37,24 +34,18 @@ def drop(
     One that is in another store than the settings name is kept if it cannot be dropped (that store is down, or the
     settings no longer say where it is), and returned: a build does not need it. The next one tries again.
     """
+    store = old.store or plan.store
     try:
-        with _opened(plan, stations, old) as sink:
+        with stations.sink() if store == plan.store else stations.sink_in(store) as sink:
             if lead is not None:
                 sink.switch(lead)
             ledger.forget_progress(connection, plan.name, old.name)  # cut off here, a build loads all of it anew
             sink.drop(old.name)
     except OutboxError as error:
-        if old.store is None or is_in(old, plan.store):
+        if store == plan.store:
             raise
         why = first_line(error)
-        log.warning("not dropped", projector=plan.name, generation=old.name, store=old.store, error=why)
-        return Elsewhere(old.name, old.store, why)
+        log.warning("not dropped", projector=plan.name, generation=old.name, store=store, error=why)
+        return Elsewhere(old.name, store, why)
     ledger.forget_generation(connection, plan.name, old.name)
     return None
-
-
-def _opened(plan: Plan, stations: Stations, generation: Generation) -> AbstractContextManager[Sink]:
-    """The projector's sink on the store that the generation is in."""
-    if generation.store is None or is_in(generation, plan.store):
-        return stations.sink()
-    return stations.sink_in(generation.store)

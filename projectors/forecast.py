@@ -50,8 +50,8 @@ class Forecast:
 
     ``resumes``: it goes on with a build that was left unfinished, and the figures are of what is left of it.
     ``drops``: generations that would be gone at its end. ``serving_in``: the store of what serves, null if that is not
-    known. ``records`` is scaled up from ``sampled`` streams unless
-    those are all; so is ``seconds``, of the load and, if asked for, the check (not of the catch-up).
+    known. ``records`` is scaled up from ``sampled`` streams unless those are all; so is ``seconds``, of the load and,
+    if asked for, the check (not of the catch-up).
     """
 
     generation: str

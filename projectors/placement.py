@@ -45,7 +45,7 @@ def serving_here(connection: Connection, projector: str, store: str) -> str | No
     place = serving(connection, [projector]).get(projector)
     if place is None:
         return None
-    if place.store not in (None, store):
+    if not is_in(place, store):
         raise changed(projector, place, store)
     return place.generation
 
@@ -69,9 +69,9 @@ def claim(connection: Connection, projector: str, store: str) -> None:
     connection.execute(_CLAIM, [store, projector])
 
 
-def is_in(generation: Generation, store: str) -> bool:
+def is_in(placed: Place | Generation, store: str) -> bool:
     """Whether the generation is in this store, as far as is known."""
-    return generation.store in (None, store)
+    return placed.store in (None, store)
 
 
 def changed(projector: str, place: Place, store: str) -> StoreChanged:

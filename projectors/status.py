@@ -81,7 +81,7 @@ def _projectors(connection: Connection, layout: Layout) -> list[dict[str, Any]]:
         topics = layout.topics(layout.projection(name))
         place = places.get(name)
         generation = place.generation if place else None
-        elsewhere = place is not None and place.store not in (None, projecting.store)
+        elsewhere = place is not None and not placement.is_in(place, projecting.store)
         said, age = health.get(name, ("never ran", None))
         found.append(
             {
