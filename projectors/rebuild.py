@@ -255,5 +255,5 @@ def _drop_old(connection: Connection, plan: Plan, stations: Stations) -> list[El
     """All retired generations but the one that served last. Returns those that stay in other stores."""
     retired = [g for g in ledger.generations(connection, plan.name) if g.state == "retired"]
     left = [drop(connection, plan, stations, old) for old in retired[:-1]]
-    kept = [Elsewhere(g.name, g.store) for g in retired[-1:] if g.store not in (None, plan.store)]
+    kept = [Elsewhere(g.name, g.store) for g in retired[-1:] if g.store and not is_in(g, plan.store)]
     return [*left, *kept]
