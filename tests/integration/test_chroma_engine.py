@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -16,7 +17,6 @@ import chromadb
 import numpy as np
 import psutil
 import pytest
-from chromadb.api.models.Collection import Collection
 from chromadb.errors import NotFoundError
 
 from outbox.errors import SettingsError, StoreError, StoreUnavailable
@@ -267,13 +267,19 @@ def test_a_collection_made_anew_is_not_the_one_that_was_dropped(folder, client, 
 
 def test_the_engine_keeps_nothing_of_a_collection_that_was_dropped(folder):
     with closing(chromadb.PersistentClient(str(folder), settings=quiet())) as client:
-        answers = Answers(client)
-        for name in ("dropped", "not-dropped"):
+        answers, made, make = Answers(client), {}, client.get_or_create_collection
+
+        def watched(name, **given):
+            collection = make(name, **given)
+            made[name] = weakref.ref(collection)
+            return collection
+
+        client.get_or_create_collection = watched
+        for name in ("dropped", "kept"):
             answers.answer(None, "get_or_create_collection", {"name": name, "embedding_function": None})
         answers.answer(None, "delete_collection", {"name": "dropped"})
         gc.collect()
-        kept = {o.name for o in gc.get_objects() if isinstance(o, Collection)}
-    assert kept & {"dropped", "not-dropped"} == {"not-dropped"}
+        assert [name for name, collection in made.items() if collection() is not None] == ["kept"]
 
 
 def test_a_folder_that_cannot_be_opened_is_said_in_a_line(tmp_path):
