@@ -7,7 +7,8 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
@@ -20,6 +21,7 @@ from outbox.log.migrate import migrate
 
 Address = Callable[[str], str]
 Databases = Callable[[], str]
+Tidy = Callable[[Any], Any]
 
 TEMPROOT = "PYTEST_DEBUG_TEMPROOT"
 """Names pytest's folder for temporary ones (its manual, "How to use temporary directories")."""
@@ -75,6 +77,14 @@ def empty_database(address: Address) -> Iterator[str]:
     server = address("postgres")
     with _made(server, None) as name:
         yield _dsn(server, name)
+
+
+@pytest.fixture
+def tidy() -> Iterator[Tidy]:
+    """``tidy(client)`` is the client, which is closed with the test. One that is left has threads and connections
+    through all the tests behind it."""
+    with ExitStack() as open_ones:
+        yield lambda client: open_ones.enter_context(closing(client))
 
 
 @contextmanager

@@ -12,9 +12,10 @@ import psutil
 import pytest
 
 from deploy.local.local import Local
-from outbox.broker import Message, Producer
+from outbox.broker import Broker, Message, Producer
 from outbox.errors import BrokerUnavailable
 from tests.conformance.brokers import KINDS, WAIT_S, Kind, by_key, earliest, first_times, installed, poll_until
+from tests.conftest import Tidy
 
 BATCH = 200
 BATCHES_BEFORE = 10
@@ -69,24 +70,23 @@ class Publishing:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("timeout_s", [3.0, 30.0], ids=["publishing_gives_up", "publishing_waits"])
 def test_a_crash_in_mid_publish_loses_nothing_and_keeps_each_key_in_order(
-    kind: Kind, timeout_s: float, servers: Local
+    kind: Kind, timeout_s: float, servers: Local, tidy: Tidy
 ) -> None:
     address = servers.start(kind.server)[0].address
     with installed(kind, address) as where:
-        crash_and_restart(kind, where, timeout_s, servers)
+        crash_and_restart(tidy(kind.open(where, timeout_s)), kind.server, timeout_s, servers, tidy)
 
 
-def crash_and_restart(kind: Kind, where: str, timeout_s: float, servers: Local) -> None:
-    broker = kind.open(where, timeout_s)
+def crash_and_restart(broker: Broker, server: str, timeout_s: float, servers: Local, tidy: Tidy) -> None:
     topic = f"t{uuid.uuid4().hex[:12]}.entity"
-    consumer = broker.consumer(topic, [topic], earliest)
+    consumer = tidy(broker.consumer(topic, [topic], earliest))
     found = poll_until(lambda: bool(consumer.assignment()), consumer)
-    publishing = Publishing(broker.producer(), topic)
+    publishing = Publishing(tidy(broker.producer()), topic)
     found += poll_until(lambda: publishing.batches >= BATCHES_BEFORE, consumer)
-    servers.kill(kind.server)
+    servers.kill(server)
     if timeout_s < WAIT_S / 10:
         wait_for_failure(publishing)
-    servers.restart(kind.server)
+    servers.restart(server)
     publishing.finish()
     messages, until_s = publishing.sent, time.monotonic() + WAIT_S
     wanted = {message.value for message in messages}
@@ -98,8 +98,6 @@ def crash_and_restart(kind: Kind, where: str, timeout_s: float, servers: Local) 
     for message in messages:
         sent.setdefault(message.key, []).append(message.value)
     assert {key: first_times(values) for key, values in by_key(found).items()} == sent
-    consumer.close()
-    broker.close()
 
 
 def wait_for_failure(publishing: Publishing) -> None:
@@ -112,12 +110,12 @@ def wait_for_failure(publishing: Publishing) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_a_frozen_server_holds_nobody_up_for_ever(kind: Kind, servers: Local) -> None:
+def test_a_frozen_server_holds_nobody_up_for_ever(kind: Kind, servers: Local, tidy: Tidy) -> None:
     server = servers.start(kind.server)[0]
     with installed(kind, server.address) as where:
-        broker = kind.open(where, 2.0)
+        broker = tidy(kind.open(where, 2.0))
         topic = f"t{uuid.uuid4().hex[:12]}.entity"
-        producer, consumer = broker.producer(), broker.consumer(topic, [topic], earliest)
+        producer, consumer = tidy(broker.producer()), tidy(broker.consumer(topic, [topic], earliest))
         producer.publish([Message(topic, "a", b"1")])
         found = poll_until(lambda: bool(consumer.assignment()), consumer)
         server.pause()
@@ -138,8 +136,6 @@ def test_a_frozen_server_holds_nobody_up_for_ever(kind: Kind, servers: Local) ->
             with suppress(BrokerUnavailable):
                 found += consumer.poll(100, 1.0)
         assert first_times([d.value for d in found]) == [b"1", b"2", b"3"]
-        consumer.close()
-        broker.close()
 
 
 def publish_at_last(producer: Producer, messages: list[Message]) -> None:

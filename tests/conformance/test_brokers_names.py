@@ -13,9 +13,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from outbox.broker import Consumer, TopicPartition
+from outbox.broker import Consumer, Producer, TopicPartition
 from outbox.errors import MemberFenced
 from tests.conformance.brokers import WAIT_S, collect, earliest, numbered, open_kafka_client, poll_until
+from tests.conftest import Tidy
 
 LONG_S = 2 * WAIT_S
 """A session for which no test would wait."""
@@ -37,18 +38,19 @@ def group() -> str:
 
 
 @pytest.fixture
-def named(client: str, bootstrap: str, group: str, topic: str) -> Iterator[Named]:
-    """Make a member with a name; all are closed at the end."""
-    made: list[Consumer] = []
+def named(client: str, bootstrap: str, group: str, topic: str, tidy: Tidy) -> Named:
+    """Make a member with a name."""
 
     def member(name: str, session_s: float = LONG_S, start=earliest, **more: float) -> Consumer:
-        broker = open_kafka_client(client, bootstrap, 30.0, member=name, session_timeout_s=session_s, **more)
-        made.append(broker.consumer(group, [topic], start))
-        return made[-1]
+        broker = tidy(open_kafka_client(client, bootstrap, 30.0, member=name, session_timeout_s=session_s, **more))
+        return tidy(broker.consumer(group, [topic], start))
 
-    yield member
-    for consumer in made:
-        consumer.close()
+    return member
+
+
+@pytest.fixture
+def producer(client: str, bootstrap: str, tidy: Tidy) -> Producer:
+    return tidy(tidy(open_kafka_client(client, bootstrap, 30.0)).producer())
 
 
 @contextmanager
@@ -74,16 +76,14 @@ def has_all(*consumers: Consumer) -> None:
 
 
 def test_one_that_was_killed_has_its_partitions_back_while_its_session_lasts(
-    client, bootstrap, group, topic, named
+    client, bootstrap, group, topic, named, producer
 ) -> None:
     with process(client, bootstrap, group, topic, "a", str(LONG_S)) as killed:
         says(killed, "4")
     again = named("a")
     has_all(again)
-    producer = open_kafka_client(client, bootstrap, 30.0).producer()
     producer.publish(numbered(topic, 40))
     assert len(collect(again, 40)) == 40
-    producer.close()
 
 
 def test_one_that_was_closed_and_is_opened_again_moves_nobodys_partitions(named) -> None:
@@ -100,9 +100,7 @@ def test_one_that_was_closed_and_is_opened_again_moves_nobodys_partitions(named)
     assert len(asked) == before
 
 
-def test_of_two_with_one_name_the_older_is_fenced_for_good_and_the_newer_reads_on(
-    client, bootstrap, topic, named
-) -> None:
+def test_of_two_with_one_name_the_older_is_fenced_for_good_and_the_newer_reads_on(topic, named, producer) -> None:
     older = named("a", SHORT_S)
     has_all(older)
     newer = named("a", SHORT_S)
@@ -112,10 +110,8 @@ def test_of_two_with_one_name_the_older_is_fenced_for_good_and_the_newer_reads_o
             poll_until(lambda: False, older, newer)
         assert fenced.value.member == "a"
     older.close()
-    producer = open_kafka_client(client, bootstrap, 30.0).producer()
     producer.publish(numbered(topic, 40))
     assert len(collect(newer, 40)) == 40
-    producer.close()
 
 
 def test_one_that_stood_still_for_longer_than_its_session_does_not_put_out_its_successor(
@@ -153,3 +149,26 @@ def test_one_that_was_busy_for_longer_than_it_may_returns_while_the_group_still_
     threading.Event().wait(SHORT_S * 1.25)  # its work
     poll_until(lambda: len(asked) == 8, busy)
     has_all(busy)
+
+
+CLOSING = """
+import sys, time
+from tests.conformance.brokers import earliest, open_kafka_client
+
+client, bootstrap, group, topic = sys.argv[1:]
+for wait_s in (0.03, 0.05, 0.07, 0.1, 0.15, 0.2):
+    members = []
+    for number in range(20):
+        broker = open_kafka_client(client, bootstrap, 30.0, member=f"m{number}")
+        members.append(broker.consumer(f"{group}-{wait_s}-{number}", [topic], earliest))
+        members[-1].poll(1, 0.0)
+        broker.close()
+    time.sleep(wait_s)
+    for member in members:
+        member.close()
+"""
+
+
+def test_ones_that_are_closed_before_they_take_up_what_they_are_given_end(client, bootstrap, group, topic) -> None:
+    """librdkafka waited for good for the answer to what it had given, and so did all threads of the process."""
+    subprocess.run([sys.executable, "-c", CLOSING, client, bootstrap, group, topic], check=True, timeout=WAIT_S)

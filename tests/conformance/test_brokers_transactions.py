@@ -12,22 +12,15 @@ from outbox.broker import Broker, Message, Transactions
 from outbox.broker.protocol import Places
 from outbox.errors import BrokerUnavailable, Fenced, MessageRefused, SettingsError
 from tests.conformance.brokers import Kind, by_key, collect, earliest, numbered
+from tests.conftest import Tidy
 
 Open = Callable[[], Transactions]
 
 
 @pytest.fixture
-def take_over(kind: Kind, where: str, topic: str) -> Iterator[Open]:
+def take_over(kind: Kind, where: str, topic: str, tidy: Tidy) -> Open:
     """The next publisher of the one name, on connections of its own, not recovered yet."""
-    made: list[Transactions] = []
-
-    def another() -> Transactions:
-        made.append(kind.open(where, 30.0).transactions(f"{topic}.__relay"))
-        return made[-1]
-
-    yield another
-    for one in made:
-        one.close()
+    return lambda: tidy(tidy(kind.open(where, 30.0)).transactions(f"{topic}.__relay"))
 
 
 @pytest.fixture
@@ -64,21 +57,21 @@ def test_a_batch_and_its_note_are_committed_together_and_the_next_one_reads_the_
     assert sorted(read(broker, topic, 40)) == sorted(m.value for m in messages)
 
 
-def test_places_are_the_last_at_which_a_reader_finds_messages(broker, take_over, topic) -> None:
+def test_places_are_the_last_at_which_a_reader_finds_messages(broker, take_over, topic, tidy) -> None:
     one, messages = take_over(), numbered(topic, 30)
     one.recover()
     placed = {**one.publish(messages[:20]), **one.publish(messages[20:])}
-    found = collect(broker.consumer(topic, [topic], earliest), 30)
+    found = collect(tidy(broker.consumer(topic, [topic], earliest)), 30)
     partitions = {(d.topic, d.partition) for d in found}
     assert placed == {p: max(d.offset for d in found if (d.topic, d.partition) == p) for p in partitions}
 
 
-def test_the_order_of_a_key_is_kept_over_transactions(broker, take_over, topic) -> None:
+def test_the_order_of_a_key_is_kept_over_transactions(broker, take_over, topic, tidy) -> None:
     one, messages = take_over(), numbered(topic, 200)
     one.recover()
     for at in range(0, 200, 40):
         one.publish(messages[at : at + 40], lambda places: b"n")
-    found = collect(broker.consumer(topic, [topic], earliest), 200)
+    found = collect(tidy(broker.consumer(topic, [topic], earliest)), 200)
     assert by_key(found) == {f"stream-{k}": [m.value for m in messages if m.key == f"stream-{k}"] for k in range(7)}
 
 
@@ -139,14 +132,15 @@ def test_who_has_been_taken_over_from_publishes_nothing_more(broker, take_over, 
     read(broker, topic, 3)
 
 
-def test_a_name_that_cannot_be_a_topics_is_a_wrong_setting(kind, broker) -> None:
+def test_a_name_that_cannot_be_a_topics_is_a_wrong_setting(kind, broker, tidy) -> None:
+    one = tidy(broker.transactions("no such/topic!"))
     if kind.server == "kafka":
         with pytest.raises(SettingsError, match="name"):
-            broker.transactions("no such/topic!").recover()
+            one.recover()
     else:
-        assert broker.transactions("no such/topic!").recover() is None
+        assert one.recover() is None
 
 
-def test_a_dead_broker_is_known_in_bounded_time(kind, nowhere) -> None:
+def test_a_dead_broker_is_known_in_bounded_time(kind, nowhere, tidy) -> None:
     with pytest.raises(BrokerUnavailable):
-        kind.open(nowhere, 2.0).transactions("t.__relay").recover()
+        tidy(tidy(kind.open(nowhere, 2.0)).transactions("t.__relay")).recover()

@@ -52,14 +52,14 @@ def settings(bootstrap: str, client: str = "auto", **more) -> KafkaSettings:
 
 
 def test_a_key_has_one_partition_whichever_client_publishes_it_and_as_other_kafka_clients_have_it(
-    bootstrap, topic
+    bootstrap, topic, tidy
 ) -> None:
     ours = []
     for client in CLIENTS:
         ours.append([])
-        with closing(open_kafka(settings(bootstrap, client)).producer()) as own:
-            for key in KEYS:
-                ours[-1] += [place.partition for place in own.publish([Message(topic, key, b"")])]
+        own = tidy(tidy(open_kafka(settings(bootstrap, client))).producer())
+        for key in KEYS:
+            ours[-1] += [place.partition for place in own.publish([Message(topic, key, b"")])]
     theirs: list[int] = []
     producer = confluent_kafka.Producer({"bootstrap.servers": bootstrap, "partitioner": "murmur2_random"})
     for key in KEYS:
@@ -71,32 +71,28 @@ def test_a_key_has_one_partition_whichever_client_publishes_it_and_as_other_kafk
     assert len(set(theirs)) > 6
 
 
-def test_topics_are_made_with_the_partitions_set(bootstrap, topic) -> None:
+def test_topics_are_made_with_the_partitions_set(bootstrap, topic, tidy) -> None:
     for client, partitions in zip(CLIENTS, (3, 5), strict=True):
-        broker = open_kafka(settings(bootstrap, client, partitions=partitions))
-        broker.producer().publish([Message(f"{topic}.{client}", "a", b"")])
+        broker = tidy(open_kafka(settings(bootstrap, client, partitions=partitions)))
+        tidy(broker.producer()).publish([Message(f"{topic}.{client}", "a", b"")])
         assert len(broker.ends([f"{topic}.{client}"])) == partitions
 
 
-def test_a_group_may_have_members_of_both_clients(bootstrap, topic) -> None:
-    members = [open_kafka(settings(bootstrap, c, partitions=4)).consumer(topic, [topic], earliest) for c in CLIENTS]
-    poll_until(
-        lambda: (print([len(m.assignment()) for m in members]), [len(m.assignment()) for m in members] == [2, 2])[1],
-        *members,
-    )
+def test_a_group_may_have_members_of_both_clients(bootstrap, topic, tidy) -> None:
+    brokers = [tidy(open_kafka(settings(bootstrap, client, partitions=4))) for client in CLIENTS]
+    members = [tidy(broker.consumer(topic, [topic], earliest)) for broker in brokers]
+    poll_until(lambda: [len(m.assignment()) for m in members] == [2, 2], *members)
     assert not members[0].assignment() & members[1].assignment()
-    for member in members:
-        member.close()
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_commits_are_seen_by_kafkas_own_tools(bootstrap, topic, client) -> None:
-    broker = open_kafka(settings(bootstrap, client, partitions=1))
-    broker.producer().publish(numbered(topic, 20))
-    consumer = broker.consumer(topic, [topic], earliest)
+def test_commits_are_seen_by_kafkas_own_tools(bootstrap, topic, client, tidy) -> None:
+    broker = tidy(open_kafka(settings(bootstrap, client, partitions=1)))
+    tidy(broker.producer()).publish(numbered(topic, 20))
+    consumer = tidy(broker.consumer(topic, [topic], earliest))
     collect(consumer, 20)
     consumer.commit(dict.fromkeys(consumer.assignment(), 17))
-    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    admin = tidy(KafkaAdminClient(bootstrap_servers=bootstrap))
     seen: list[int] = []
 
     def committed() -> bool:
@@ -104,13 +100,12 @@ def test_commits_are_seen_by_kafkas_own_tools(bootstrap, topic, client) -> None:
         return seen == [17]
 
     poll_until(committed, consumer)
-    consumer.close()
-    admin.close()
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_what_a_topic_itself_refuses_is_refused_with_its_index(bootstrap, tight, client) -> None:
-    producer = open_kafka(settings(bootstrap, client, compression="none")).producer()
+def test_what_a_topic_itself_refuses_is_refused_with_its_index(bootstrap, tight, client, tidy) -> None:
+    broker = tidy(open_kafka(settings(bootstrap, client, compression="none")))
+    producer = tidy(broker.producer())
     other = [Message(f"{tight}.other", f"k{i % 9}", f"{i}".encode()) for i in range(60)]
     large = Message(tight, "a", b"x" * 100_000)
     producer.publish([Message(tight, "a", b"x" * 10_000)])
@@ -118,14 +113,10 @@ def test_what_a_topic_itself_refuses_is_refused_with_its_index(bootstrap, tight,
         producer.publish([*other[:20], Message(tight, "a", b"0"), large, Message(tight, "a", b"1"), *other[20:]])
     assert refusal.value.index == 21
     producer.publish([Message(tight, "a", b"1"), *other[20:]])
-    broker = open_kafka(settings(bootstrap, client))
     ends = sum(broker.ends([tight, f"{tight}.other"]).values())
-    consumer = broker.consumer(tight, [tight, f"{tight}.other"], earliest)
-    found = by_key(collect(consumer, ends))
-    consumer.close()
+    found = by_key(collect(tidy(broker.consumer(tight, [tight, f"{tight}.other"], earliest)), ends))
     assert first_times(found.pop("a"))[1:] == [b"0", b"1"]
     assert {k: first_times(v) for k, v in found.items()} == by_key(other)
-    producer.close()
 
 
 class Waiting(Message):
@@ -141,11 +132,10 @@ class Waiting(Message):
 
 
 @pytest.fixture
-def narrow(bootstrap, tight, monkeypatch):
+def narrow(bootstrap, tight, monkeypatch, tidy):
     """A producer with little room, and a topic that takes less than it would send."""
     monkeypatch.setattr("outbox.broker.confluent_producer.QUEUE_KIB_MAX", 500)
-    with closing(open_kafka(settings(bootstrap, "confluent", compression="none", linger_ms=1)).producer()) as producer:
-        yield producer
+    return tidy(tidy(open_kafka(settings(bootstrap, "confluent", compression="none", linger_ms=1))).producer())
 
 
 def test_what_a_topic_itself_refuses_is_found_while_a_batch_waits_for_room(narrow, topic) -> None:
@@ -167,9 +157,9 @@ def test_what_a_topic_itself_refuses_is_found_while_a_batch_is_handed_over(narro
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_what_a_topic_itself_refuses_is_undone_with_its_transaction_and_named(bootstrap, tight, client) -> None:
-    broker = open_kafka(settings(bootstrap, client, compression="none"))
-    one = broker.transactions(f"{tight}.__relay")
+def test_what_a_topic_itself_refuses_is_undone_with_its_transaction_and_named(bootstrap, tight, client, tidy) -> None:
+    broker = tidy(open_kafka(settings(bootstrap, client, compression="none")))
+    one = tidy(broker.transactions(f"{tight}.__relay"))
     one.recover()
     small = [Message(tight, "a", b"%d" % i + b"x" * 1_000) for i in range(60)]
     one.publish(small, lambda places: b"more than one batch of the tight's takes")
@@ -179,19 +169,18 @@ def test_what_a_topic_itself_refuses_is_undone_with_its_transaction_and_named(bo
             one.publish(batch, lambda places: b"never")
         assert refusal.value.index == index
     one.publish([Message(tight, "b", b"last")], lambda places: b"last")
-    consumer = broker.consumer(tight, [tight], earliest)
+    consumer = tidy(broker.consumer(tight, [tight], earliest))
     assert by_key(collect(consumer, 61)) == {"a": [m.value for m in small], "b": [b"last"]}
-    consumer.close()
-    assert broker.transactions(f"{tight}.__relay").recover() == b"last"
+    assert tidy(broker.transactions(f"{tight}.__relay")).recover() == b"last"
 
 
 @pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("other", CLIENTS)
 def test_what_a_dead_publisher_left_open_is_undone_and_cannot_be_committed_when_it_wakes(
-    bootstrap, topic, client, other
+    bootstrap, topic, client, other, tidy
 ) -> None:
-    broker = open_kafka(settings(bootstrap, client))
-    dead, woken = broker.transactions(f"{topic}.__relay"), topic
+    broker, another = (tidy(open_kafka(settings(bootstrap, name))) for name in (client, other))
+    dead, woken = tidy(broker.transactions(f"{topic}.__relay")), topic
     dead.recover()
     dead.publish(numbered(topic, 5), lambda places: b"before")
     left: list[object] = []
@@ -199,7 +188,7 @@ def test_what_a_dead_publisher_left_open_is_undone_and_cannot_be_committed_when_
     def halted(places):
         """All is sent and nothing committed: another one takes over."""
         left.append(places)
-        successor = open_kafka(settings(bootstrap, other)).transactions(f"{topic}.__relay")
+        successor = tidy(another.transactions(f"{topic}.__relay"))
         assert successor.recover() == b"before"
         successor.publish([Message(topic, woken, b"after")], lambda places: b"after")
         return b"zombie"
@@ -207,18 +196,17 @@ def test_what_a_dead_publisher_left_open_is_undone_and_cannot_be_committed_when_
     with pytest.raises((Fenced, BrokerUnavailable)):
         dead.publish(numbered(topic, 50), halted)
     assert left
-    consumer = broker.consumer(topic, [topic], earliest)
+    consumer = tidy(broker.consumer(topic, [topic], earliest))
     found = [d.value for d in collect(consumer, 6)]
     assert list(consumer.poll(10, 1.0)) == []
     assert sorted(found) == sorted([*(m.value for m in numbered(topic, 5)), b"after"])
-    consumer.close()
-    assert broker.transactions(f"{topic}.__relay").recover() == b"after"
+    assert tidy(broker.transactions(f"{topic}.__relay")).recover() == b"after"
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_a_note_that_was_written_and_not_committed_is_not_read(bootstrap, topic, client, monkeypatch) -> None:
-    broker = open_kafka(settings(bootstrap, client))
-    dead = broker.transactions(f"{topic}.__relay")
+def test_a_note_that_was_written_and_not_committed_is_not_read(bootstrap, topic, client, monkeypatch, tidy) -> None:
+    broker = tidy(open_kafka(settings(bootstrap, client)))
+    dead = tidy(broker.transactions(f"{topic}.__relay"))
     dead.recover()
     dead.publish(numbered(topic, 1), lambda places: b"committed")
 
@@ -228,26 +216,25 @@ def test_a_note_that_was_written_and_not_committed_is_not_read(bootstrap, topic,
     monkeypatch.setattr(dead._client, "commit", die)
     with pytest.raises(SystemExit):
         dead.publish(numbered(topic, 1), lambda places: b"undone")
-    assert broker.transactions(f"{topic}.__relay").recover() == b"committed"
+    assert tidy(broker.transactions(f"{topic}.__relay")).recover() == b"committed"
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_a_group_without_a_server_says_so_while_it_waits_and_goes_on_after_it(bootstrap, topic, client) -> None:
+def test_a_group_without_a_server_says_so_while_it_waits_and_goes_on_after_it(topic, client, tidy) -> None:
     """See also ``test_brokers_crash``: here no message comes that could tell."""
     from deploy.local.local import Local
 
     with Local() as local:
         server = local.start("kafka")[0]
-        consumer = open_kafka(settings(server.address, client, timeout_s=3.0)).consumer(topic, [topic], earliest)
+        broker = tidy(open_kafka(settings(server.address, client, timeout_s=3.0)))
+        consumer = tidy(broker.consumer(topic, [topic], earliest))
         poll_until(lambda: bool(consumer.assignment()), consumer)
         server.kill()
         with pytest.raises(BrokerUnavailable, match=server.address):
             poll_until(lambda: False, consumer)
         local.restart("kafka")
-        producer = open_kafka(settings(server.address, client)).producer()
-        producer.publish(numbered(topic, 5))
+        tidy(tidy(open_kafka(settings(server.address, client))).producer()).publish(numbered(topic, 5))
         assert len(eventually(consumer, 5)) == 5
-        consumer.close()
 
 
 def eventually(consumer, count: int):
@@ -300,21 +287,21 @@ def test_names_of_pods_and_hosts_can_be_a_members(name) -> None:
 @pytest.mark.parametrize("session_timeout_s", [1.0, 3_000.0])
 @pytest.mark.parametrize("client", CLIENTS)
 def test_a_session_that_the_servers_do_not_allow_is_a_settings_error(
-    bootstrap, topic, client, session_timeout_s
+    bootstrap, topic, client, session_timeout_s, tidy
 ) -> None:
     """It was warned of and asked for again for ever, under the servers' own words for it."""
-    broker = open_kafka(settings(bootstrap, client, session_timeout_s=session_timeout_s))
-    with closing(broker.consumer(topic, [topic], earliest)) as consumer:
-        said = rf"kafka\.session_timeout_s is {session_timeout_s:g}, .*group\.min\.session\.timeout\.ms"
-        with pytest.raises(SettingsError, match=said):
-            poll_until(lambda: False, consumer)
+    broker = tidy(open_kafka(settings(bootstrap, client, session_timeout_s=session_timeout_s)))
+    consumer = tidy(broker.consumer(topic, [topic], earliest))
+    said = rf"kafka\.session_timeout_s is {session_timeout_s:g}, .*group\.min\.session\.timeout\.ms"
+    with pytest.raises(SettingsError, match=said):
+        poll_until(lambda: False, consumer)
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_a_security_option_nobody_knows_is_a_settings_error(bootstrap, topic, client) -> None:
+def test_a_security_option_nobody_knows_is_a_settings_error(bootstrap, topic, client, tidy) -> None:
     with pytest.raises(SettingsError):
-        broker = open_kafka(settings(bootstrap, client, security={"no.such.option": "x"}))
-        broker.producer().publish(numbered(topic, 1))
+        broker = tidy(open_kafka(settings(bootstrap, client, security={"no.such.option": "x"})))
+        tidy(broker.producer()).publish(numbered(topic, 1))
 
 
 def test_librdkafka_writes_to_the_log_and_not_to_standard_error(topic, capfd, caplog) -> None:
@@ -327,26 +314,25 @@ def test_librdkafka_writes_to_the_log_and_not_to_standard_error(topic, capfd, ca
     assert isinstance(broker, ConfluentBroker)
 
 
-def test_a_codec_without_its_library_is_said_to_be_missing(bootstrap, topic, monkeypatch, capsys) -> None:
+def test_a_codec_without_its_library_is_said_to_be_missing(bootstrap, topic, monkeypatch, capsys, tidy) -> None:
     monkeypatch.setitem(
         __import__("outbox.broker.kafka_python_errors", fromlist=["CODECS"]).CODECS, "lz4", (lambda: False, "lz4")
     )
-    producer = open_kafka(settings(bootstrap, "kafka-python", compression="lz4")).producer()
+    producer = tidy(tidy(open_kafka(settings(bootstrap, "kafka-python", compression="lz4"))).producer())
     assert sum(last + 1 for last in producer.publish(numbered(topic, 3)).values()) == 3
     assert "pip install lz4" in capsys.readouterr().out
 
 
-def test_a_consumer_without_the_codecs_library_says_which_to_install(bootstrap, topic, monkeypatch) -> None:
-    open_kafka(settings(bootstrap, "confluent", compression="lz4", partitions=1)).producer().publish(
-        numbered(topic, 500, keys=1)
-    )
+def test_a_consumer_without_the_codecs_library_says_which_to_install(bootstrap, topic, monkeypatch, tidy) -> None:
+    packing = tidy(open_kafka(settings(bootstrap, "confluent", compression="lz4", partitions=1)))
+    tidy(packing.producer()).publish(numbered(topic, 500, keys=1))
     for name in ("lz4", "lz4f", "lz4framed"):
         monkeypatch.setattr(f"kafka.codec.{name}", None)
     monkeypatch.setattr("kafka.record.default_records.codecs.has_lz4", lambda: False, raising=False)
-    consumer = open_kafka(settings(bootstrap, "kafka-python")).consumer(topic, [topic], earliest)
+    broker = tidy(open_kafka(settings(bootstrap, "kafka-python")))
+    consumer = tidy(broker.consumer(topic, [topic], earliest))
     with pytest.raises(BrokerError, match="lz4"):
         poll_until(lambda: False, consumer)
-    consumer.close()
 
 
 class NoPartitions(RangePartitionAssignor):
@@ -358,10 +344,10 @@ class NoPartitions(RangePartitionAssignor):
 
 
 def test_a_named_member_of_kafka_python_that_went_before_it_had_partitions_is_given_them_when_it_comes_back(
-    bootstrap, topic
+    bootstrap, topic, tidy
 ) -> None:
     """Kafka gives a name what it had, and that was nothing."""
-    broker = KafkaPythonBroker(settings(bootstrap, "kafka-python", member="pod-0", partitions=3))
+    broker = tidy(KafkaPythonBroker(settings(bootstrap, "kafka-python", member="pod-0", partitions=3)))
     broker.consumer("another", [topic], earliest).close()
     first: Any = KafkaConsumer(
         bootstrap_servers=bootstrap,
@@ -376,5 +362,5 @@ def test_a_named_member_of_kafka_python_that_went_before_it_had_partitions_is_gi
         assert time.monotonic() < deadline
         first.poll(100)
     first.close()
-    with closing(broker.consumer(topic, [topic], earliest)) as member:
-        poll_until(lambda: len(member.assignment()) == 3, member)
+    member = tidy(broker.consumer(topic, [topic], earliest))
+    poll_until(lambda: len(member.assignment()) == 3, member)

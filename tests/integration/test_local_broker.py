@@ -13,12 +13,13 @@ from zlib import crc32
 import psycopg
 import pytest
 
-from outbox.broker import LocalBroker, LocalSettings, Message, TopicPartition
+from outbox.broker import LocalBroker, LocalSettings, Message, Producer, TopicPartition
 from outbox.broker.local_link import BoundedConnection, Link
 from outbox.broker.local_settings import PART_MESSAGES, PARTS
 from outbox.errors import BrokerError, MessageRefused, SettingsError
 from outbox.log.migrate import FOLDER
 from tests.conformance.brokers import collect, earliest, first_times, numbered, own_database, poll_until
+from tests.conftest import Tidy
 
 SCRIPT = (FOLDER / "0002_local_broker.sql").read_text()
 
@@ -42,23 +43,28 @@ def broker(dsn: str) -> Iterator[LocalBroker]:
     broker.close()
 
 
+@pytest.fixture
+def producer(broker: LocalBroker, tidy: Tidy) -> Producer:
+    return tidy(broker.producer())
+
+
 def one(connection: psycopg.Connection, query: str):
     return connection.execute(query).fetchone()[0]
 
 
-def test_the_script_may_run_twice_and_alone(dsn) -> None:
+def test_the_script_may_run_twice_and_alone(dsn, tidy) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(SCRIPT.encode())
         connection.execute("DROP SCHEMA outbox CASCADE")
         connection.execute(SCRIPT.encode())
         connection.execute(SCRIPT.encode())
-    assert list(LocalBroker(dsn).producer().publish(numbered("t", 1)).values()) == [0]
+    assert list(tidy(LocalBroker(dsn).producer()).publish(numbered("t", 1)).values()) == [0]
 
 
-def test_a_database_without_the_tables_says_what_to_run(dsn, watch) -> None:
+def test_a_database_without_the_tables_says_what_to_run(dsn, watch, tidy) -> None:
     watch.execute("DROP SCHEMA outbox CASCADE")
     with pytest.raises(BrokerError, match="outbox migrate"):
-        LocalBroker(dsn).producer().publish(numbered("t", 1))
+        tidy(LocalBroker(dsn).producer()).publish(numbered("t", 1))
 
 
 def fill_parts(connection: psycopg.Connection, parts: int) -> None:
@@ -71,8 +77,7 @@ def rows_by_part(connection: psycopg.Connection) -> dict[int, int]:
     return dict(connection.execute(query).fetchall())
 
 
-def test_old_messages_leave_by_whole_parts_and_the_kept_ones_stay(broker, watch) -> None:
-    producer = broker.producer()
+def test_old_messages_leave_by_whole_parts_and_the_kept_ones_stay(broker, watch, producer) -> None:
     for part in range(5):
         fill_parts(watch, part)
         producer.publish(numbered("t", 10))
@@ -86,8 +91,9 @@ def test_old_messages_leave_by_whole_parts_and_the_kept_ones_stay(broker, watch)
     assert sum(broker.ends(["t"]).values()) == 50
 
 
-def test_a_ring_that_comes_round_before_it_was_trimmed_mixes_ages_and_loses_nothing_new(broker, watch) -> None:
-    producer = broker.producer()
+def test_a_ring_that_comes_round_before_it_was_trimmed_mixes_ages_and_loses_nothing_new(
+    broker, watch, producer
+) -> None:
     fill_parts(watch, 0)
     producer.publish(numbered("t", 10))
     fill_parts(watch, PARTS)
@@ -98,17 +104,17 @@ def test_a_ring_that_comes_round_before_it_was_trimmed_mixes_ages_and_loses_noth
     assert rows_by_part(watch) == {0: 20, 1: 10}
 
 
-def test_a_producer_trims_by_itself(dsn, watch, monkeypatch) -> None:
+def test_a_producer_trims_by_itself(dsn, watch, monkeypatch, tidy) -> None:
     monkeypatch.setattr("outbox.broker.local_producer.TRIM_EVERY_MESSAGES", 10)
-    producer = LocalBroker(dsn, LocalSettings(keep_messages=1_000)).producer()
+    producer = tidy(LocalBroker(dsn, LocalSettings(keep_messages=1_000)).producer())
     for part in range(3):
         fill_parts(watch, part)
         producer.publish(numbered("t", 10))
     assert rows_by_part(watch) == {2: 10}
 
 
-def test_a_part_in_use_is_left_for_the_next_time(broker, dsn, watch) -> None:
-    broker.producer().publish(numbered("t", 10))
+def test_a_part_in_use_is_left_for_the_next_time(broker, dsn, watch, producer) -> None:
+    producer.publish(numbered("t", 10))
     fill_parts(watch, 3)
     with psycopg.connect(dsn) as reader:
         reader.execute("SELECT count(*) FROM outbox.broker_message")
@@ -116,8 +122,7 @@ def test_a_part_in_use_is_left_for_the_next_time(broker, dsn, watch) -> None:
     assert broker.trim(0) == 1
 
 
-def test_a_reader_behind_what_was_trimmed_goes_on_at_the_earliest_and_says_so(broker, watch, capsys) -> None:
-    producer = broker.producer()
+def test_a_reader_behind_what_was_trimmed_goes_on_at_the_earliest_and_says_so(broker, watch, capsys, producer) -> None:
     producer.publish([Message("t", "a", b"1")])
     consumer = broker.consumer("g", ["t"], earliest)
     collect(consumer, 1)
@@ -136,8 +141,7 @@ def test_a_reader_behind_what_was_trimmed_goes_on_at_the_earliest_and_says_so(br
     consumer.close()
 
 
-def test_a_reader_goes_on_behind_messages_trimmed_from_the_middle(broker, dsn, watch) -> None:
-    producer = broker.producer()
+def test_a_reader_goes_on_behind_messages_trimmed_from_the_middle(broker, dsn, watch, producer) -> None:
     for part, count in enumerate((5, 50, 5)):
         fill_parts(watch, part)
         producer.publish([Message("t", "a", b"%d" % part)] * count)
@@ -151,8 +155,7 @@ def test_a_reader_goes_on_behind_messages_trimmed_from_the_middle(broker, dsn, w
     consumer.close()
 
 
-def test_a_partition_that_was_trimmed_goes_on_while_others_have_much_to_read(broker, watch) -> None:
-    producer = broker.producer()
+def test_a_partition_that_was_trimmed_goes_on_while_others_have_much_to_read(broker, watch, producer) -> None:
     producer.publish([Message("t", "a", b"old")] * 50)
     fill_parts(watch, 1)
     producer.publish([Message("t", "a", b"new")])
@@ -167,8 +170,7 @@ def test_a_partition_that_was_trimmed_goes_on_while_others_have_much_to_read(bro
     consumer.close()
 
 
-def test_a_member_that_slept_through_its_lease_reads_nothing_of_what_it_lost(dsn, broker, watch) -> None:
-    producer = broker.producer()
+def test_a_member_that_slept_through_its_lease_reads_nothing_of_what_it_lost(dsn, broker, watch, producer) -> None:
     sleeper = LocalBroker(dsn, LocalSettings(lease_s=1.5, poll_interval_max_s=0.1))
     asleep, awake = sleeper.consumer("g", ["t"], earliest), broker.consumer("g", ["t"], earliest)
     poll_until(lambda: len(asleep.assignment()) == 4, asleep)
@@ -202,8 +204,8 @@ def test_closing_the_last_consumer_ends_the_heartbeat(broker) -> None:
     assert "outbox-pulse" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_lost_connection_is_raised_once_and_then_made_again(broker, watch) -> None:
-    producer, consumer = broker.producer(), broker.consumer("g", ["t"], earliest)
+def test_a_lost_connection_is_raised_once_and_then_made_again(broker, watch, producer) -> None:
+    consumer = broker.consumer("g", ["t"], earliest)
     producer.publish(numbered("t", 10))
     collect(consumer, 10)
     watch.execute(
@@ -218,8 +220,8 @@ def test_a_lost_connection_is_raised_once_and_then_made_again(broker, watch) -> 
     consumer.close()
 
 
-def test_an_idle_consumer_costs_next_to_nothing(broker) -> None:
-    broker.producer().publish(numbered("t", 1))
+def test_an_idle_consumer_costs_next_to_nothing(broker, producer) -> None:
+    producer.publish(numbered("t", 1))
     consumer = broker.consumer("g", ["t"], earliest)
     collect(consumer, 1)
     cpu_s, began_s = time.process_time(), time.monotonic()
@@ -229,8 +231,8 @@ def test_an_idle_consumer_costs_next_to_nothing(broker) -> None:
     consumer.close()
 
 
-def test_commits_stand_beside_the_lease(broker, watch) -> None:
-    broker.producer().publish(numbered("t", 20))
+def test_commits_stand_beside_the_lease(broker, watch, producer) -> None:
+    producer.publish(numbered("t", 20))
     consumer = broker.consumer("g", ["t"], earliest)
     collect(consumer, 20)
     consumer.commit({TopicPartition("t", 2): 7})
@@ -262,10 +264,9 @@ def test_publishers_of_many_partitions_in_any_order_never_wait_in_a_circle(dsn, 
     consumer.close()
 
 
-def test_a_batch_of_many_megabytes_is_one_transaction(dsn, watch) -> None:
-    broker = LocalBroker(dsn)
+def test_a_batch_of_many_megabytes_is_one_transaction(broker, watch, producer) -> None:
     messages = [Message("t", f"k{i}", bytes(9_000_000)) for i in range(8)]
-    broker.producer().publish(messages)
+    producer.publish(messages)
     assert one(watch, "SELECT count(DISTINCT xmin::text) FROM outbox.broker_message") == 1
     assert one(watch, "SELECT count(*) FROM outbox.broker_message") == 8
 
@@ -281,14 +282,12 @@ def test_the_ring_in_the_settings_is_the_one_in_the_script() -> None:
     assert f"0..{PARTS - 1} LOOP" in SCRIPT
 
 
-def test_any_number_of_topics_may_be_refused_at_once(broker: LocalBroker) -> None:
+def test_any_number_of_topics_may_be_refused_at_once(broker: LocalBroker, producer: Producer) -> None:
     topics = sorted((f"no topic {n}" for n in range(2_000)), reverse=True)
-    producer = broker.producer()
     with pytest.raises(MessageRefused) as refused:
         producer.publish([Message("fine", "k", b""), *(Message(topic, "k", b"") for topic in topics)])
     assert refused.value.index == 1
     assert broker.ends(["fine"])[TopicPartition("fine", crc32(b"k") % 4)] == 1
-    producer.close()
 
 
 def test_a_short_timeout_is_a_bound(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,8 +305,10 @@ def test_a_short_timeout_is_a_bound(dsn: str, monkeypatch: pytest.MonkeyPatch) -
     assert asked[0]["tcp_user_timeout"] >= 1
 
 
-def test_notifications_do_not_pile_up_while_there_is_always_something_to_read(broker: LocalBroker) -> None:
-    producer, consumer = broker.producer(), broker.consumer("g", ["t"], earliest)
+def test_notifications_do_not_pile_up_while_there_is_always_something_to_read(
+    broker: LocalBroker, producer: Producer
+) -> None:
+    consumer = broker.consumer("g", ["t"], earliest)
     poll_until(lambda: bool(consumer.assignment()), consumer)
     connection = consumer._link._connection
     for n in range(300):
@@ -317,4 +318,3 @@ def test_notifications_do_not_pile_up_while_there_is_always_something_to_read(br
         assert consumer.poll(10, 10.0)
     assert len(connection._notifies_backlog) < 150
     consumer.close()
-    producer.close()
