@@ -110,6 +110,10 @@ class ConfluentConsumer:
         consumer, self._consumer = self._consumer, None
         self._starts = {}
         if consumer is not None:
+            # An assignment that waits for us must be answered before: in ``close`` the answer may be waited for by all
+            # threads and for good (https://github.com/confluentinc/librdkafka/issues/4884).
+            with contextlib.suppress(self._library.KafkaException):
+                consumer.consume(FETCH_MAX, 0)
             consumer.close()
 
     def _open(self) -> None:
