@@ -26,8 +26,9 @@ DEFAULTS: Final[Mapping[str, str | int]] = {
 """libpq's settings where the DSN says nothing."""
 
 HALTED_MS: Final = 10_000
-"""How long the server lets a leader's transaction stand still. One that is stopped in its midst (its process halted,
-its machine asleep) has lost its lease, but would hold its successor up with what it has locked: the server ends it."""
+"""How long the server lets a transaction stand still of a process that has successors. One that is stopped in its midst
+(its process halted, its machine asleep) has lost its lease or its partitions, but would hold its successor up with what
+it has locked: the server ends it."""
 
 # A database or role may have been told not to wait for its commits. A leader's epoch must not be undone by a crash, nor
 # a cursor by which something outside was told to forget.
@@ -75,10 +76,15 @@ def connect(dsn: str, *, autocommit: bool = True, **settings: str) -> Connection
     return connection
 
 
+def halting() -> dict[str, str]:
+    """The setting for :data:`HALTED_MS`."""
+    return {"idle_in_transaction_session_timeout": str(HALTED_MS)}
+
+
 @contextmanager
 def leading(dsn: str) -> Iterator[Connection]:
     """:func:`connected`, for what a leader writes: see :data:`HALTED_MS` and :data:`_LASTING`."""
-    with connected(dsn, idle_in_transaction_session_timeout=str(HALTED_MS)) as connection:
+    with connected(dsn, **halting()) as connection:
         connection.execute(_LASTING)
         yield connection
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from outbox.broker.protocol import Broker, Consumer, Delivery, TopicPartition
 from outbox.codec import Registry
-from outbox.database import Connection, check_migrated, connect, first_line
+from outbox.database import Connection, check_migrated, connect, first_line, halting
 from outbox.envelope import read_event
 from outbox.errors import BrokerUnavailable, InvalidEvent
 from outbox.event import Event, category_of
@@ -98,7 +98,7 @@ class Session:
         self._generation = generation
         self._registry = Deferring(stations.registry)
         self._log = opened(stack, stations.dsn)
-        self._state = opened(stack, stations.dsn)
+        self._state = opened(stack, stations.dsn, **halting())
         placement.check(self._state, plan.name, generation, plan.store)
         self._plan, self._skipping = skipping(self._state, plan)
         store = stack.enter_context(stations.sink())
@@ -179,6 +179,7 @@ class Session:
             with self._state.transaction():
                 stream = ledger.take_retry(self._state, self._plan.name, self._generation)
                 if stream is not None:
+                    self._state.execute("SET LOCAL idle_in_transaction_session_timeout = 0")  # the store may take long
                     self._redrive(stream)
                     tried += 1
                 asked = stream is not None
@@ -301,9 +302,9 @@ class Session:
         self._parked.add(failure.stream)
 
 
-def opened(stack: ExitStack, dsn: str) -> Connection:
+def opened(stack: ExitStack, dsn: str, **settings: str) -> Connection:
     """A connection to a migrated database, closed with the stack."""
-    connection = connect(dsn)
+    connection = connect(dsn, autocommit=True, **settings)
     stack.callback(connection.close)
     check_migrated(connection)
     return connection

@@ -20,6 +20,7 @@ import orjson
 import psycopg
 from psycopg import errors, sql
 
+from outbox.database import halting
 from outbox.errors import RecordsRefused, SettingsError, StoreError, StoreUnavailable
 from projectors.marks import Sum, mark_of
 from projectors.record import Change, Row, Stored, Value, digest, newest, storable
@@ -47,7 +48,12 @@ _REFUSED = (
     errors.StatementTooComplex,
     UnicodeEncodeError,
 )
-_PASSING = (psycopg.OperationalError, psycopg.InterfaceError, errors.ReadOnlySqlTransaction)
+_PASSING = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    errors.ReadOnlySqlTransaction,
+    errors.IdleInTransactionSessionTimeout,
+)
 
 _LOCK: Final[LiteralString] = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))"
 _CREATE_SCHEMA: Final[LiteralString] = "CREATE SCHEMA IF NOT EXISTS {schema}"
@@ -241,7 +247,8 @@ class PostgresSink:
             bounds = KEEPALIVE | {"connect_timeout": math.ceil(self._timeout_s), "tcp_user_timeout": timeout_ms}
             connection = psycopg.connect(self._dsn, autocommit=True, **bounds)
             self._connection = connection
-            connection.execute("SELECT set_config('statement_timeout', %s, false)", (str(timeout_ms),))
+            for name, value in (halting() | {"statement_timeout": str(timeout_ms)}).items():
+                connection.execute("SELECT set_config(%s, %s, false)", (name, value))
         return self._connection
 
 

@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import psycopg
 import pytest
@@ -184,6 +185,34 @@ def test_wrong_settings_are_named(projection: str, settings: dict[str, str], nam
 def test_a_table_name_that_postgresql_would_cut_is_refused(dsn: str) -> None:
     with open_sink("p" * 60, {"dsn": dsn}) as sink, pytest.raises(SettingsError, match="longer than 63"):
         sink.prepare("generation")
+
+
+def test_one_that_is_halted_while_it_prepares_holds_nobody_up(
+    dsn: str, projection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halted, goes_on, statement = threading.Event(), threading.Event(), PostgresSink._statement
+
+    def halting(sink: PostgresSink, *given: Any) -> sql.Composed:
+        if not halted.is_set():
+            halted.set()
+            goes_on.wait(60)
+        return statement(sink, *given)
+
+    def prepare() -> None:
+        with open_sink(projection, {"dsn": dsn}) as sink:
+            sink.prepare("g1")
+
+    monkeypatch.setattr("outbox.database.HALTED_MS", 500)
+    monkeypatch.setattr(PostgresSink, "_statement", halting)
+    with ThreadPoolExecutor(1) as pool:
+        frozen = pool.submit(prepare)
+        assert halted.wait(60)
+        try:
+            prepare()
+        finally:
+            goes_on.set()
+        with pytest.raises(StoreUnavailable):
+            frozen.result()
 
 
 def test_rows_are_kept_in_the_schema_asked_for(dsn: str, projection: str, other: psycopg.Connection) -> None:

@@ -19,7 +19,7 @@ from projectors.record import Change
 from projectors.resilience import Resilience
 from projectors.session import Session
 from projectors.sinks.postgres import PostgresSink
-from tests.integration.reading import Stage, assert_equal_to_model, bad, put, settings_of, staged, until
+from tests.integration.reading import PATIENCE_S, Stage, assert_equal_to_model, bad, put, settings_of, staged, until
 
 STREAMS = 7
 TAKEN = 10
@@ -336,3 +336,50 @@ def test_what_is_doubtful_is_looked_after_by_the_session_that_follows(
         stage.wait_all()
     assert {"thing-1"} in doubtful
     assert_equal_to_model(stage)
+
+
+def test_a_member_halted_in_the_midst_of_its_checkpoint_holds_nobody_up(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halted, goes_on, save = Flag(), Flag(), ledger.save_checkpoints
+
+    def halting(*given: Any) -> None:
+        save(*given)
+        if not halted.is_set():
+            halted.set()
+            goes_on.wait(PATIENCE_S)
+
+    monkeypatch.setattr("outbox.database.HALTED_MS", 500)
+    with stage.running():
+        monkeypatch.setattr(ledger, "save_checkpoints", halting)
+        stage.append("thing-0", put(a=1))
+        assert halted.wait(PATIENCE_S)
+        try:
+            stage.connection.execute("SET statement_timeout = '20s'")
+            stage.connection.execute('UPDATE outbox.checkpoint SET "offset" = "offset"')  # its successor's
+        finally:
+            goes_on.set()
+        stage.wait_all()
+    assert_equal_to_model(stage)
+
+
+def test_a_stream_that_is_tried_again_may_take_the_store_longer_than_a_member_may_stand_still(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, paused = Pipeline.apply_whole, Flag()
+
+    def slowly(*given: Any) -> Any:
+        paused.wait(1.0)
+        return whole(*given)
+
+    monkeypatch.setattr("outbox.database.HALTED_MS", 200)
+    monkeypatch.setattr(Pipeline, "apply_whole", slowly)
+    with stepping(stage) as session:
+        stage.append("thing-3", bad())
+        relay(stage)
+        drain(session)
+        assert [letter.stream for letter in stage.letters()] == ["thing-3"]
+        stage.projection.mended = True
+        ledger.ask_retry(stage.connection, "rows")
+        assert session.redrive() == 1
+    assert not stage.letters()
