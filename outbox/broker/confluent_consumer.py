@@ -74,6 +74,7 @@ class ConfluentConsumer:
         if settings.member is not None:
             self._options["group.instance.id"] = settings.member
             self._name = Name(library, options, settings, group)
+        self._leaving = False
         self._consumer: Any = None
         self._open()
 
@@ -107,13 +108,13 @@ class ConfluentConsumer:
 
     def close(self) -> None:
         """Leave the group, so that the others need not wait for the session to run out. Under a name it stays in it."""
-        consumer, self._consumer = self._consumer, None
-        self._starts = {}
-        if consumer is not None:
+        self._leaving, self._starts = True, {}
+        if self._consumer is not None:
             # An assignment that waits for us must be answered before: in ``close`` the answer may be waited for by all
             # threads and for good (https://github.com/confluentinc/librdkafka/issues/4884).
             with contextlib.suppress(self._library.KafkaException):
-                consumer.consume(FETCH_MAX, 0)
+                self._consumer.consume(FETCH_MAX, 0)
+            consumer, self._consumer = self._consumer, None
             consumer.close()
 
     def _open(self) -> None:
@@ -199,7 +200,7 @@ class ConfluentConsumer:
         self._assign()
 
     def _on_assign(self, consumer: Any, partitions: Sequence[Any]) -> None:
-        if self._consumer is None:  # closing: its member id would be waited for, by all threads and for good
+        if self._leaving:  # nothing is taken any more; and in ``close`` its member id would be waited for, for good
             consumer.assign([])
             return
         if self._name is not None:
@@ -229,7 +230,7 @@ class ConfluentConsumer:
 
     def _on_lost(self, consumer: Any, partitions: Sequence[Any]) -> None:
         self._on_revoke(consumer, partitions)
-        if self._name is not None:
+        if self._name is not None and self._consumer is not None:  # in ``close``, see there
             self._outside = True
             with contextlib.suppress(self._library.KafkaException):  # already fenced: then it does not join again
                 consumer.unsubscribe()  # else it would, at once
