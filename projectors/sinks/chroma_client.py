@@ -27,11 +27,11 @@ from chromadb.api.models.Collection import Collection
 from chromadb.api.shared_system_client import SharedSystemClient
 from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, Settings
 from chromadb.errors import ChromaError, NotFoundError
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from outbox.errors import SettingsError, StoreError, StoreUnavailable
 from projectors.sinks.chroma_engine import Engine, EngineClient, EngineCollection
-from projectors.sinks.given import checked
+from projectors.sinks.given import Seconds, checked
 from projectors.sinks.shared import Shared
 
 TIMEOUT_S: Final = 30.0
@@ -65,7 +65,7 @@ class ChromaSettings(BaseModel):
     headers: dict[str, str] = {}
     tenant: str = DEFAULT_TENANT
     database: str = DEFAULT_DATABASE
-    timeout_s: PositiveFloat = TIMEOUT_S
+    timeout_s: Seconds = TIMEOUT_S
     dimensions: PositiveInt | None = None
 
 

@@ -9,10 +9,10 @@ from typing import Any, Final, Literal
 from elastic_transport import ConnectionTimeout
 from elasticsearch import ApiError, Elasticsearch, TransportError
 from elasticsearch.serializer import OrjsonSerializer
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from outbox.errors import SettingsError, StoreError, StoreUnavailable
-from projectors.sinks.given import checked
+from projectors.sinks.given import Seconds, checked
 
 RETRY_AFTER_S: Final = 2.0
 """Elasticsearch gives no Retry-After with its 429; its queues drain within seconds."""
@@ -30,7 +30,7 @@ class ElasticsearchSettings(BaseModel):
     shards: PositiveInt = 1
     replicas: NonNegativeInt = 0
     refresh: bool | Literal["wait_for"] = False
-    timeout_s: PositiveFloat = 30.0
+    timeout_s: Seconds = 30.0
 
 
 def parse(settings: Mapping[str, Any]) -> ElasticsearchSettings:

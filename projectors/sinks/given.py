@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from outbox.errors import SettingsError
+from outbox.settings import DAY_S
 
 Model = TypeVar("Model", bound=BaseModel)
+
+Seconds = Annotated[float, Field(gt=0, le=DAY_S)]
+"""How long something may take. Clients fail on what is endless, or wait for it."""
 
 
 def only(store: str, settings: Mapping[str, Any], *known: str) -> None:

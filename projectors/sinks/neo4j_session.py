@@ -16,10 +16,10 @@ from typing import Any, Concatenate, Final, ParamSpec, Self
 
 import neo4j
 from neo4j.exceptions import ConfigurationError, DriverError, Neo4jError
-from pydantic import BaseModel, ConfigDict, PositiveFloat
+from pydantic import BaseModel, ConfigDict
 
 from outbox.errors import SettingsError, StoreError, StoreUnavailable
-from projectors.sinks.given import checked
+from projectors.sinks.given import Seconds, checked
 
 Args = ParamSpec("Args")
 
@@ -44,8 +44,8 @@ class Neo4jSettings(BaseModel):
     username: str | None = None
     password: str | None = None
     database: str | None = None
-    timeout_s: PositiveFloat = 30.0
-    retry_s: PositiveFloat = 10.0
+    timeout_s: Seconds = 30.0
+    retry_s: Seconds = 10.0
 
 
 def parse(settings: Mapping[str, Any]) -> Neo4jSettings:

@@ -22,14 +22,13 @@ from psycopg import errors, sql
 
 from outbox.database import halting
 from outbox.errors import RecordsRefused, SettingsError, StoreError, StoreUnavailable
+from outbox.settings import DAY_S
 from projectors.marks import Sum, mark_of
 from projectors.record import Change, Row, Stored, Value, digest, newest, storable
 from projectors.sinks.given import only
 
 SCHEMA: Final = "outbox_rows"
 TIMEOUT_S: Final = 30.0
-TIMEOUT_MAX_S: Final = 2_000_000
-"""PostgreSQL counts milliseconds in 31 bits."""
 KEEPALIVE: Final[dict[str, Any]] = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 """A server that vanished is missed after 25 s, where libpq's default is two hours."""
 PAGE_ROWS: Final = 1_000
@@ -274,9 +273,9 @@ def open_sink(projection: str, settings: Mapping[str, Any]) -> Iterator[Postgres
 def _seconds(given: Any) -> float:
     """What the setting says, which is a text if it comes from the environment."""
     with suppress(TypeError, ValueError):
-        if 0 < (seconds := float(given)) < TIMEOUT_MAX_S:
+        if 0 < (seconds := float(given)) <= DAY_S:
             return seconds
-    raise SettingsError(f"postgres: setting 'timeout_s' is {given!r}: seconds, more than 0")
+    raise SettingsError(f"postgres: setting 'timeout_s' is {given!r}: seconds, more than 0 and at most {DAY_S:,}")
 
 
 def _write(
