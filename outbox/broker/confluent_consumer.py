@@ -230,7 +230,7 @@ class ConfluentConsumer:
 
     def _on_lost(self, consumer: Any, partitions: Sequence[Any]) -> None:
         self._on_revoke(consumer, partitions)
-        if self._name is not None and self._consumer is not None:  # in ``close``, see there
+        if self._name is not None and self._consumer is not None:  # not in ``close``: it would wait as there
             self._outside = True
             with contextlib.suppress(self._library.KafkaException):  # already fenced: then it does not join again
                 consumer.unsubscribe()  # else it would, at once

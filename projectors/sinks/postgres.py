@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, ClassVar, Final, Literal, LiteralString, NamedTuple
 
 import orjson
 import psycopg
 from psycopg import errors, sql
+from pydantic import BaseModel, ConfigDict
 
 from outbox.database import halting
 from outbox.errors import RecordsRefused, SettingsError, StoreError, StoreUnavailable
-from outbox.settings import DAY_S
 from projectors.marks import Sum, mark_of
 from projectors.record import Change, Row, Stored, Value, digest, newest, storable
-from projectors.sinks.given import only
+from projectors.sinks.given import Seconds, checked, only
 
 SCHEMA: Final = "outbox_rows"
 TIMEOUT_S: Final = 30.0
@@ -251,6 +251,14 @@ class PostgresSink:
         return self._connection
 
 
+class Waiting(BaseModel):
+    """How long the server may take."""
+
+    model_config = ConfigDict(frozen=True)
+
+    timeout_s: Seconds
+
+
 @contextmanager
 def open_sink(projection: str, settings: Mapping[str, Any]) -> Iterator[PostgresSink]:
     """A sink for one projection. Raises :class:`~outbox.errors.SettingsError` if ``dsn`` is missing."""
@@ -263,19 +271,12 @@ def open_sink(projection: str, settings: Mapping[str, Any]) -> Iterator[Postgres
     schema = str(settings.get("schema") or SCHEMA)
     if "%" in schema:
         raise SettingsError(f"postgres: setting 'schema' is {schema!r}: no name with a %")
-    sink = PostgresSink(projection, str(settings["dsn"]), schema, _seconds(settings.get("timeout_s") or TIMEOUT_S))
+    waiting = checked("postgres", Waiting, {"timeout_s": settings.get("timeout_s") or TIMEOUT_S})
+    sink = PostgresSink(projection, str(settings["dsn"]), schema, waiting.timeout_s)
     try:
         yield sink
     finally:
         sink.close()
-
-
-def _seconds(given: Any) -> float:
-    """What the setting says, which is a text if it comes from the environment."""
-    with suppress(TypeError, ValueError):
-        if 0 < (seconds := float(given)) <= DAY_S:
-            return seconds
-    raise SettingsError(f"postgres: setting 'timeout_s' is {given!r}: seconds, more than 0 and at most {DAY_S:,}")
 
 
 def _write(
