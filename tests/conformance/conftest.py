@@ -10,6 +10,7 @@ from outbox.broker import Broker
 from projectors.sinks.protocol import Sink
 from tests.conformance.brokers import KINDS, Kind, installed
 from tests.conformance.sinks import Address, Space, Store
+from tests.conftest import Tidy
 
 
 @pytest.fixture
@@ -46,10 +47,8 @@ def where(kind: Kind, address: Callable[[str], str]) -> Iterator[str]:
 
 
 @pytest.fixture
-def broker(kind: Kind, where: str) -> Iterator[Broker]:
-    broker = kind.open(where, 30.0)
-    yield broker
-    broker.close()
+def broker(kind: Kind, where: str, tidy: Tidy) -> Broker:
+    return tidy(kind.open(where, 30.0))
 
 
 @pytest.fixture

@@ -24,15 +24,14 @@ from tests.conformance.brokers import (
     numbered,
     poll_until,
 )
+from tests.conftest import Tidy
 
 Join = Callable[..., Consumer]
 
 
 @pytest.fixture
-def producer(broker: Broker) -> Iterator[Producer]:
-    producer = broker.producer()
-    yield producer
-    producer.close()
+def producer(broker: Broker, tidy: Tidy) -> Producer:
+    return tidy(broker.producer())
 
 
 @pytest.fixture
@@ -41,17 +40,13 @@ def group() -> str:
 
 
 @pytest.fixture
-def join(broker: Broker, group: str, topic: str) -> Iterator[Join]:
-    """Make a member; all are closed at the end."""
-    made: list[Consumer] = []
+def join(broker: Broker, group: str, topic: str, tidy: Tidy) -> Join:
+    """Make a member."""
 
     def member(start=earliest, group: str = group, broker: Broker = broker) -> Consumer:
-        made.append(broker.consumer(group, [topic], start))
-        return made[-1]
+        return tidy(broker.consumer(group, [topic], start))
 
-    yield member
-    for consumer in made:
-        consumer.close()
+    return member
 
 
 def test_messages_of_one_key_keep_their_order_and_their_partition(producer, join, topic) -> None:

@@ -37,10 +37,8 @@ def watch(dsn: str) -> Iterator[psycopg.Connection]:
 
 
 @pytest.fixture
-def broker(dsn: str) -> Iterator[LocalBroker]:
-    broker = LocalBroker(dsn, LocalSettings(lease_s=1.5))
-    yield broker
-    broker.close()
+def broker(dsn: str, tidy: Tidy) -> LocalBroker:
+    return tidy(LocalBroker(dsn, LocalSettings(lease_s=1.5)))
 
 
 @pytest.fixture
